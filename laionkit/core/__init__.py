@@ -1,0 +1,1 @@
+"""What every room stands on: errors, keys, schemas, files, shards, records, the runner."""

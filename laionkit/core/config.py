@@ -1,0 +1,80 @@
+"""Stage configs: one pydantic model for flags, recipe keys, API arguments and fingerprint.
+
+A default is written once.
+
+Fields are of two kinds. *What* (the default) changes results and is fingerprinted; *effort*
+(``Effort[...]``: timeouts, retries, rates, concurrency) is recorded, never compared. The third
+kind of setting, *how* a stage runs (workers, device), belongs to the Runner.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from laionkit.core.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+class _EffortMarker:
+    """Marks a field that changes how hard a stage tries, never what it computes."""
+
+
+Effort = Annotated[T, _EffortMarker()]
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's config: frozen, no unknown keys, each field documented.
+
+    A field's docstring states meaning, unit, bounds and where the default comes from; it becomes
+    ``--help``. `format_version` is raised when the same config starts to mean other bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format_version: ClassVar[int] = 1
+
+    @classmethod
+    def effort_fields(cls) -> frozenset[str]:
+        """Names of the fields that are recorded but never compared."""
+        return frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if any(isinstance(mark, _EffortMarker) for mark in field.metadata)
+        )
+
+    def what(self) -> dict[str, Any]:
+        """The settings that change results, as JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.effort_fields()))
+
+    def effort(self) -> dict[str, Any]:
+        """The settings that change only how hard the stage tries, as JSON values."""
+        return self.model_dump(mode="json", include=set(self.effort_fields()))
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], where: str) -> Self:
+        """Validate `values`; a pydantic error becomes our one line, naming `where` it stood."""
+        for key in values:
+            if key not in cls.model_fields:
+                hint = did_you_mean(key, cls.model_fields)
+                raise ConfigError(f"{where}: no setting is called {key!r}{hint}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Turn pydantic's many lines into one: the first field, what is wrong, the value seen."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    return f"{field}={problem['input']!r}: {problem['msg']}" if field else problem["msg"]
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Hash JSON-able values to 16 hex digits, independent of the order of keys."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""Names, types and reasons that the rooms share: where things lie, columns, statuses, reasons.
+
+Contracts: img2dataset's shards, clip-retrieval's embeddings and index; see docs in each stage.
+"""
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+METADATA = "metadata"
+SHARDS = "shards"
+EMBEDDINGS = "embeddings"
+SCORES = "scores"
+INDEX = "index"
+SUBSETS = "subsets"
+RECORDS = ".laionkit"
+# Records of image shards, whoever made them (fetch, or adopt for what others fetched).
+SHARD_RECORDS = "fetch"
+
+
+class Status(StrEnum):
+    """What became of a link; the three words are img2dataset's."""
+
+    SUCCESS = "success"
+    FAILED_TO_DOWNLOAD = "failed_to_download"
+    FAILED_TO_RESIZE = "failed_to_resize"
+
+
+class Reason(StrEnum):
+    """Why a sample was lost: a closed list, one reason a sample.
+
+    A subset's ledger names the failed filter term instead (``aesthetic_v2 >= 6``).
+    """
+
+    # metadata: the row never became a link to fetch
+    MALFORMED_ROW = "malformed_row"
+    MISSING_URL = "missing_url"
+    MALFORMED_URL = "malformed_url"
+    BLOCKLISTED = "blocklisted"
+    OPT_OUT_LIST = "opt_out_list"
+    DUPLICATE = "duplicate"
+    NOT_SAMPLED = "not_sampled"
+    OVER_LIMIT = "over_limit"
+    # fetch: no bytes came
+    SCHEME_REFUSED = "scheme_refused"
+    ADDRESS_REFUSED = "address_refused"
+    DNS_NOT_FOUND = "dns_not_found"
+    DNS_TEMPORARY = "dns_temporary"
+    CONNECT_FAILED = "connect_failed"
+    CONNECTION_LOST = "connection_lost"
+    TLS_FAILED = "tls_failed"
+    TIMEOUT = "timeout"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    HTTP_NOT_FOUND = "http_not_found"
+    HTTP_GONE = "http_gone"
+    HTTP_FORBIDDEN = "http_forbidden"
+    HTTP_RATE_LIMITED = "http_rate_limited"
+    HTTP_CLIENT_ERROR = "http_client_error"
+    HTTP_SERVER_ERROR = "http_server_error"
+    HTTP_PROTOCOL = "http_protocol"
+    HOST_PARKED = "host_parked"
+    OPTED_OUT = "opted_out"
+    ROBOTS_DISALLOWED = "robots_disallowed"
+    FILE_MISSING = "file_missing"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_FEW_BYTES = "too_few_bytes"
+    TRUNCATED_BODY = "truncated_body"
+    HASH_MISMATCH = "hash_mismatch"
+    CONTENT_BLOCKED = "content_blocked"
+    # fetch and embed: bytes came, and no picture was had of them
+    NOT_AN_IMAGE = "not_an_image"
+    FORMAT_REFUSED = "format_refused"
+    TRUNCATED_IMAGE = "truncated_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_SMALL = "too_small"
+    ASPECT_REFUSED = "aspect_refused"
+    DECODE_FAILED = "decode_failed"
+    DECODE_TIMEOUT = "decode_timeout"
+    ENCODE_FAILED = "encode_failed"
+    WORKER_CRASHED = "worker_crashed"
+    # embed, adopt: what lay in a shard could not be used
+    CORRUPT_TAR = "corrupt_tar"
+    MEMBER_MISSING = "member_missing"
+    ENGINE_FAILED = "engine_failed"
+
+    @property
+    def status(self) -> Status:
+        """The img2dataset status of a link lost for this reason."""
+        picture = self in _PICTURE_REASONS
+        return Status.FAILED_TO_RESIZE if picture else Status.FAILED_TO_DOWNLOAD
+
+    @property
+    def may_heal(self) -> bool:
+        """Whether trying the link again, now or another day, can succeed."""
+        return self in _HEALING_REASONS
+
+
+_PICTURE_REASONS = frozenset(
+    {
+        Reason.NOT_AN_IMAGE,
+        Reason.FORMAT_REFUSED,
+        Reason.TRUNCATED_IMAGE,
+        Reason.TOO_MANY_PIXELS,
+        Reason.TOO_SMALL,
+        Reason.ASPECT_REFUSED,
+        Reason.DECODE_FAILED,
+        Reason.DECODE_TIMEOUT,
+        Reason.ENCODE_FAILED,
+        Reason.WORKER_CRASHED,
+    }
+)
+_HEALING_REASONS = frozenset(
+    {
+        Reason.DNS_TEMPORARY,
+        Reason.CONNECT_FAILED,
+        Reason.CONNECTION_LOST,
+        Reason.TIMEOUT,
+        Reason.HTTP_RATE_LIMITED,
+        Reason.HTTP_SERVER_ERROR,
+        Reason.HTTP_PROTOCOL,
+        Reason.HOST_PARKED,
+        Reason.TRUNCATED_BODY,
+        Reason.TRUNCATED_IMAGE,
+        Reason.WORKER_CRASHED,
+        Reason.ENGINE_FAILED,
+    }
+)
+
+# What came with the link, under its canonical name. Anything else is carried through under its
+# own name, or as src_NAME where it would collide (case-insensitively) with one of RESERVED.
+PUBLISHED_COLUMNS: dict[str, pa.DataType] = {
+    "url": pa.string(),
+    "path": pa.string(),
+    "caption": pa.string(),
+    "language": pa.string(),
+    "license": pa.string(),
+    "hash": pa.int64(),
+    "uid": pa.string(),
+    "similarity": pa.float64(),
+    "punsafe": pa.float64(),
+    "pwatermark": pa.float64(),
+    "width_published": pa.int32(),
+    "height_published": pa.int32(),
+    "aesthetic_v1_published": pa.float64(),
+    "aesthetic_v2_published": pa.float64(),
+    "aesthetic_published": pa.float64(),
+}
+
+# What fetch finds, in img2dataset's order and types; `reason` and `shard` are ours.
+FETCHED_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "status": pa.string(),
+    "error_message": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "original_width": pa.int32(),
+    "original_height": pa.int32(),
+    "exif": pa.string(),
+    "sha256": pa.string(),
+    "reason": pa.string(),
+}
+
+# Columns of a score file, scores/COLUMN/SHARD.parquet.
+SCORE_SCHEMA = pa.schema([("key", pa.string()), ("value", pa.float32())])
+
+RESERVED_COLUMNS = frozenset(PUBLISHED_COLUMNS) | frozenset(FETCHED_COLUMNS) | {"shard", "match"}
+
+
+def column_for(name: str) -> str:
+    """Spell a score or model name as a column: ``aesthetic-v2`` becomes ``aesthetic_v2``."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")

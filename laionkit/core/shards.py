@@ -1,0 +1,153 @@
+"""Webdataset shards: tars of ``KEY.ext`` members, written so that equal samples give equal bytes.
+
+The writer is strict (rows in key order, mtime 0, fixed owner); the reader takes any tar of
+img2dataset or webdataset, members in any order, and keeps the good samples of a broken one.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder, HashingFile
+from laionkit.core.records import ShardRecord, StageRecords
+from laionkit.core.schemas import SHARD_RECORDS
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+class ShardWriter:
+    """Writes samples into one open tar. Keys must come in ascending order."""
+
+    def __init__(self, file: HashingFile) -> None:
+        """Write into `file`; the caller owns and closes it."""
+        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+        self._last = ""
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
+        if key <= self._last:
+            raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
+        self._last = key
+        for extension, data in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size, info.mode, info.mtime = len(data), 0o444, 0
+            self._tar.addfile(info, io.BytesIO(data))
+
+    def close(self) -> None:
+        """Write the tar's end."""
+        self._tar.close()
+
+    def __enter__(self) -> "ShardWriter":
+        """Use as a context: the end is written only where nothing failed."""
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Write the end unless an exception is on its way."""
+        if kind is None:
+            self.close()
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member's bytes lie in its tar."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ShardContents:
+    """The table of contents of a tar: key → extension → place. `damage` says where it broke."""
+
+    samples: dict[str, dict[str, Member]]
+    damage: str = ""
+
+
+def read_contents(file: BinaryIO) -> ShardContents:
+    """List a seekable tar's samples in key order, whatever the order of its members.
+
+    A key is the member's name up to its base name's first dot, as webdataset splits it. A broken
+    tar yields what comes before the break, and says so in `damage`.
+    """
+    samples: dict[str, dict[str, Member]] = {}
+    damage = ""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if info.isfile():
+                    key, extension = split_member(info.name)
+                    samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        damage = str(error) or type(error).__name__
+    size = file.seek(0, io.SEEK_END)
+    cut = {k for k, exts in samples.items() if any(m.offset + m.size > size for m in exts.values())}
+    if cut:
+        damage = damage or "the file ends inside a member"
+    kept = {key: samples[key] for key in sorted(samples) if key not in cut}
+    return ShardContents(kept, damage)
+
+
+def read_member(file: BinaryIO, member: Member) -> bytes:
+    """The bytes of one member."""
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """Split a member's name into key and extension at its base name's first dot.
+
+    >>> split_member("a/b/000010005.seg.png")
+    ('a/b/000010005', 'seg.png')
+    """
+    head, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return head + slash + stem, extension.lower()
+
+
+def image_member(members: Mapping[str, Member]) -> tuple[str, Member] | None:
+    """The member that holds the picture, with its extension; None where there is none."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in members:
+            return extension, members[extension]
+    return None
+
+
+@dataclass(frozen=True)
+class ShardRef:
+    """One finished image shard of a dataset: its own, or an adopted one.
+
+    `tar` and `table` are paths that ``dataset.open`` takes; `content` names the bytes.
+    """
+
+    name: str
+    tar: str
+    table: str
+    samples: int
+    content: str
+
+    @classmethod
+    def of(cls, record: ShardRecord) -> "ShardRef":
+        """The reference a fetch or adopt record stands for."""
+        return cls(
+            name=record.shard,
+            tar=record.files["tar"].path,
+            table=record.files["table"].path,
+            samples=record.counts.ok,
+            content=record.content(),
+        )
+
+
+def list_shards(dataset: Folder) -> list[ShardRef]:
+    """Every finished image shard, in name order; fetched and adopted ones are recorded alike."""
+    return [ShardRef.of(record) for record in StageRecords(dataset, SHARD_RECORDS).all()]
+
+
+def iterate_samples(
+    file: BinaryIO, contents: ShardContents
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield (key, extension → bytes) for every sample, in key order."""
+    for key, members in contents.samples.items():
+        yield key, {extension: read_member(file, m) for extension, m in members.items()}

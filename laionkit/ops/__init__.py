@@ -1,0 +1,1 @@
+"""Pure functions: no file, no socket, no clock, no unseeded randomness."""

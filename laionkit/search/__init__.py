@@ -1,0 +1,1 @@
+"""Filtered vector search over a dataset's index."""

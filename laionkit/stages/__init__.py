@@ -1,0 +1,1 @@
+"""The stages in flow order: metadata, fetch, embed, score, index, subset, query."""
