@@ -99,7 +99,7 @@ def test_an_error_of_the_user_stops_the_run_with_its_own_line(tmp_path, workers)
 
 def test_another_config_is_stale_output_that_names_the_flag_that_keeps_it(tmp_path):
     run_copy(tmp_path, Runner())
-    with pytest.raises(StaleOutput, match="made with text='hello'.*--text hello.*--fresh"):
+    with pytest.raises(StaleOutput, match=r"made with text='hello'.*--text hello.*--fresh"):
         run_copy(tmp_path, Runner(), text="bye")
 
 
