@@ -80,6 +80,9 @@ def read_contents(file: BinaryIO) -> ShardContents:
                 if info.isfile():
                     key, extension = split_member(info.name)
                     samples.setdefault(key, {})[extension] = Member(info.offset_data, info.size)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                damage = "the tar has no end mark: it was cut"
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         damage = str(error) or type(error).__name__
     size = file.seek(0, io.SEEK_END)

@@ -1,0 +1,94 @@
+"""The commands, each loaded when it is called, and the exit codes.
+
+Exit 0 done, 1 work failed, 2 the input is wrong, 130 interrupted.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from cyclopts import App, CycloptsError
+from pydantic import ValidationError
+
+from laionkit import __version__
+from laionkit.core.config import first_problem
+from laionkit.core.errors import LaionkitError
+
+app = App(
+    name="laionkit",
+    version=__version__,
+    help=(
+        "Image links in; training sets you can search and trust out.\n\n"
+        "`laionkit demo` shows the whole way, offline, in about two minutes."
+    ),
+    help_format="markdown",
+    result_action="return_value",
+)
+_stages, _looks = "Stages, in flow order", "Whole runs and looking around"
+
+# name, group, help; the function of the same name lives in laionkit.cli.commands.
+_COMMANDS = (
+    ("metadata", _stages, "Read link tables or a folder of pictures into a clean work list."),
+    ("fetch", _stages, "Download, check and resize the images into webdataset shards."),
+    ("adopt", _stages, "Register existing shards or embeddings, in place and read-only."),
+    ("embed", _stages, "Compute CLIP vectors of images and captions, and scores on the way."),
+    ("score", _stages, "Add score columns from stored vectors alone."),
+    ("index", _stages, "Build the search index."),
+    ("query", _stages, "Find images by text, image or vector, filtered by SQL."),
+    ("subset", _stages, "Write a filtered training subset, with a reason for every drop."),
+    ("run", _looks, "Run a recipe: stages and their settings in a YAML file."),
+    ("status", _looks, "What is done, what was lost and why."),
+    ("columns", _looks, "Every column that --where can name: type, origin, nulls, range."),
+    ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
+)
+for _name, _group, _help in _COMMANDS:
+    app.command(f"laionkit.cli.commands:{_name}", name=_name, group=_group, help=_help)
+_head = App(name="head", help="Fit a scoring head on your own ratings.", group=_stages)
+_head.command("laionkit.cli.commands:head_fit", name="fit", help="Fit a linear head.")
+app.command(_head)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit. A user's mistake is one line on stderr, never a traceback."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(_one_line(error), 2)
+    except LaionkitError as error:
+        _fail(str(error), error.exit_code)
+    except ValidationError as error:
+        _fail(first_problem(error), 2)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; finished shards are kept. Resume: {_command_line(tokens)}", 130)
+    except BrokenPipeError:
+        # Whoever read our output has enough (laionkit query … | head).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: CycloptsError) -> str:
+    cause: Any = error.__cause__
+    if isinstance(cause, ValidationError):
+        return first_problem(cause)
+    return " ".join(str(error).split())
+
+
+def _command_line(tokens: Sequence[str]) -> str:
+    return shlex.join(["laionkit", *tokens])
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"laionkit: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,183 @@
+"""Draw a run's events: bars on a terminal, JSON lines anywhere else. Both on stderr."""
+
+import json
+import logging
+import sys
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from laionkit.core.progress import (
+    Event,
+    Note,
+    SamplesDone,
+    ShardDone,
+    StageEnded,
+    StageStarted,
+)
+from laionkit.core.progress import Progress as Watcher
+
+LINE_EVERY_S = 10.0
+
+
+def watcher(quiet: bool = False) -> Watcher:
+    """Choose who watches: nobody, bars on a terminal, or JSON lines for a log."""
+    if quiet:
+        return Silence()
+    return Bars() if sys.stderr.isatty() else JsonLines()
+
+
+class Silence:
+    """Shows warnings alone."""
+
+    def emit(self, event: Event) -> None:
+        """Print a warning's text; drop everything else."""
+        if isinstance(event, Note) and event.level >= logging.WARNING:
+            print(event.text, file=sys.stderr)
+
+
+class Tally:
+    """What a running stage has done so far, from events of shards and of samples in them."""
+
+    def __init__(self, started: StageStarted) -> None:
+        """Start counting at `started`."""
+        self.started, self.since = started, time.monotonic()
+        self.seen = self.ok = self.bytes_in = 0
+        self.shards = started.done
+        self.reasons: Counter[str] = Counter()
+        self.streams_samples = False
+
+    def take(self, event: SamplesDone | ShardDone) -> None:
+        """Count an event. A shard's counts are used where its samples were not reported."""
+        if isinstance(event, SamplesDone):
+            self.streams_samples = True
+            self.bytes_in += event.bytes_in
+        else:
+            self.shards += 1
+        if isinstance(event, SamplesDone) or not self.streams_samples:
+            self.seen += event.counts.seen
+            self.ok += event.counts.ok
+            self.reasons.update(event.counts.reasons)
+
+    def rate(self) -> float:
+        """Samples a second."""
+        return self.seen / max(1e-9, time.monotonic() - self.since)
+
+    def text(self) -> str:
+        """Rate, success, bandwidth and the commonest reason, in a few words."""
+        parts = [f"{self.rate():,.0f}/s"]
+        if self.seen:
+            parts.append(f"{100 * self.ok / self.seen:.1f}% ok")
+        if self.bytes_in:
+            seconds = max(1e-9, time.monotonic() - self.since)
+            parts.append(f"{self.bytes_in / seconds / 1e6:.1f} MB/s")
+        if self.reasons:
+            reason, n = self.reasons.most_common(1)[0]
+            parts.append(f"{reason} {n:,}")
+        return " · ".join(parts)
+
+
+class Bars:
+    """A rich bar a stage; notes are printed above it."""
+
+    def __init__(self) -> None:
+        """Draw on stderr."""
+        self.console = Console(stderr=True)
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.tally: Tally | None = None
+
+    def emit(self, event: Event) -> None:
+        """Move the bar, print a note, or begin and end a stage's bar."""
+        if isinstance(event, StageStarted):
+            self._begin(event)
+        elif isinstance(event, SamplesDone | ShardDone) and self.tally:
+            self.tally.take(event)
+            self._draw()
+        elif isinstance(event, Note):
+            style = "yellow" if event.level >= logging.WARNING else "dim"
+            self.console.print(f"{event.stage}: {event.text}", style=style, highlight=False)
+        elif isinstance(event, StageEnded):
+            self._end()
+
+    def _begin(self, event: StageStarted) -> None:
+        self._end()
+        self.tally = Tally(event)
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("shards"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.progress.add_task(
+            event.stage, total=event.shards or None, completed=event.done, text=""
+        )
+        self.progress.start()
+
+    def _draw(self) -> None:
+        assert self.progress is not None and self.task is not None and self.tally is not None
+        tally, started = self.tally, self.tally.started
+        completed = float(tally.shards)
+        if started.samples and tally.streams_samples:
+            share = min(1.0, tally.seen / started.samples)
+            completed = started.done + share * (started.shards - started.done)
+        self.progress.update(self.task, completed=round(completed, 2), text=tally.text())
+
+    def _end(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+        self.progress = self.tally = self.task = None
+
+
+class JsonLines:
+    """One JSON object a line: stage begins and ends, notes, and a line every ten seconds."""
+
+    def __init__(self) -> None:
+        """Write to stderr."""
+        self.tally: Tally | None = None
+        self.said = 0.0
+
+    def emit(self, event: Event) -> None:
+        """Write the event, or count it until the next line is due."""
+        if isinstance(event, StageStarted):
+            self.tally, self.said = Tally(event), time.monotonic()
+            self._say(event.stage, "start", shards=event.shards, done=event.done)
+        elif isinstance(event, SamplesDone | ShardDone) and self.tally:
+            self.tally.take(event)
+            if time.monotonic() - self.said >= LINE_EVERY_S:
+                self.said = time.monotonic()
+                self._progress(event.stage, self.tally)
+        elif isinstance(event, Note):
+            level = logging.getLevelName(event.level).lower()
+            self._say(event.stage, "note", level=level, text=event.text)
+        elif isinstance(event, StageEnded):
+            counts = event.counts.model_dump(by_alias=True)
+            self._say(event.stage, "end", seconds=round(event.seconds, 2), **counts)
+
+    def _progress(self, stage: str, tally: Tally) -> None:
+        reasons = dict(tally.reasons.most_common(5))
+        rate = round(tally.rate(), 1)
+        self._say(
+            stage, "progress", shards=tally.shards, seen=tally.seen, ok=tally.ok, per_s=rate,
+            bytes=tally.bytes_in, reasons=reasons,
+        )  # fmt: skip
+
+    def _say(self, stage: str, event: str, **fields: object) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"time": stamp, "stage": stage, "event": event, **fields}
+        print(json.dumps(line), file=sys.stderr, flush=True)

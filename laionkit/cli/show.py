@@ -1,0 +1,92 @@
+"""Print results: a table for people, one JSON document with ``--json``."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from laionkit.core.progress import Counts
+from laionkit.core.runner import StageReport
+
+console = Console(highlight=False)
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON document on stdout. NaN becomes null: JSON has none."""
+    print(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(mode="json", by_alias=True))
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def report(result: StageReport, *, json_output: bool = False) -> None:
+    """Print what a stage did: counts, each reason, rate, seconds, where things lie."""
+    if json_output:
+        as_json(result)
+        return
+    print_counts(result)
+    for line in result.notes:
+        console.print(f"  {line}", markup=False)
+    for path in result.outputs:
+        console.print(f"  → {path}", markup=False)
+
+
+def print_counts(result: StageReport) -> None:
+    """Print the line of counts and, below it, a line for each reason."""
+    counts, fresh = result.counts, result.shards - result.skipped
+    shards = f"{result.shards} shards" if result.shards != 1 else "1 shard"
+    found = f", {result.skipped} found done" if result.skipped else ""
+    rate = f", {counts.seen / result.seconds:,.0f}/s" if fresh and result.seconds > 0 else ""
+    console.print(
+        f"[bold]{result.stage:<10}[/bold] in {counts.seen:,} = ok {counts.ok:,}"
+        f"{_lost(counts)}   [dim]{shards}{found}, {result.seconds:.1f} s{rate}[/dim]"
+    )
+    for reason, n in sorted(counts.reasons.items(), key=lambda kv: -kv[1]):
+        share = 100 * n / max(1, counts.seen)
+        console.print(f"  {n:>10,}  {share:5.1f} %  {reason}", markup=False)
+
+
+def _lost(counts: Counts) -> str:
+    lost = sum(counts.reasons.values())
+    return f" + lost {lost:,}" if lost else ""
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print rows under titles; numbers to the right, None as an empty cell."""
+    shown = [[_cell(value) for value in row] for row in rows]
+    grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for position, name in enumerate(titles):
+        numeric = bool(shown) and all(_is_number(row[position]) for row in shown)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in shown:
+        grid.add_row(*row)
+    console.print(grid, markup=False)
+
+
+def _cell(value: object) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("[", "\\[")
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(",", "").replace(".", "").replace("-", "").replace("e", "").isdigit()

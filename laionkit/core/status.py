@@ -1,0 +1,69 @@
+"""What a dataset holds, told from its records alone: stages, shards, counts, seconds."""
+
+from pydantic import BaseModel, ConfigDict
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.progress import Counts
+from laionkit.core.records import STAGE_FILE, StageRecords
+from laionkit.core.schemas import RECORDS
+
+
+class StageStatus(BaseModel):
+    """One stage's finished work. `config` is what it was made with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    shards: int
+    counts: Counts
+    bytes: int
+    seconds: float
+    last: str
+    config: dict[str, object]
+
+
+def recorded_stages(dataset: Folder) -> list[str]:
+    """Names of the stages that have records, ``embed/tiny`` among them."""
+    tops = [top for top in dataset.folders(RECORDS) if top != "aside"]
+    below = [f"{top}/{name}" for top in tops for name in dataset.folders(f"{RECORDS}/{top}")]
+    return [s for s in sorted(tops + below) if dataset.exists(f"{RECORDS}/{s}/{STAGE_FILE}")]
+
+
+def status(dataset: str) -> list[StageStatus]:
+    """Sum up every stage of a dataset, in the order their first shards were finished.
+
+    Raises InputError where the folder holds no dataset.
+    """
+    folder = Folder(dataset)
+    stages = recorded_stages(folder)
+    if not stages:
+        raise InputError(f"{dataset} holds no laionkit dataset: laionkit metadata begins one")
+    rows = [(_first_finish(folder, stage), stage_status(folder, stage)) for stage in stages]
+    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], pair[1].stage))]
+
+
+def stage_status(dataset: Folder, stage: str) -> StageStatus:
+    """Sum up one stage's records."""
+    records = StageRecords(dataset, stage)
+    made = records.made()
+    counts, shards, size, seconds, last = Counts(), 0, 0, 0.0, ""
+    for record in records.all():
+        counts, shards = counts + record.counts, shards + 1
+        size += sum(entry.size for entry in record.files.values())
+        seconds += record.seconds
+        last = max(last, record.finished_at)
+    return StageStatus(
+        stage=stage,
+        shards=shards,
+        counts=counts,
+        bytes=size,
+        seconds=round(seconds, 3),
+        last=last,
+        config=made.config if made else {},
+    )
+
+
+def _first_finish(dataset: Folder, stage: str) -> str:
+    finished = [record.finished_at for record in StageRecords(dataset, stage).all()]
+    return min(finished, default="~")

@@ -1,0 +1,101 @@
+"""Shards round-trip; any webdataset tar is read; a broken one yields its good samples."""
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.shards import (
+    ShardWriter,
+    image_member,
+    iterate_samples,
+    read_contents,
+    split_member,
+)
+
+SAMPLES = {f"{i:09d}": {"jpg": bytes([i]) * (i * 700), "txt": b"t"} for i in range(5)}
+
+
+def write(folder, samples, name="00000.tar"):
+    with folder.create(name) as file, ShardWriter(file) as writer:
+        for key, members in samples.items():
+            writer.add(key, members)
+    return folder
+
+
+def read(folder, name="00000.tar"):
+    with folder.open(name) as file:
+        contents = read_contents(file)
+        return dict(iterate_samples(file, contents)), contents.damage
+
+
+@given(st.dictionaries(st.integers(0, 999), st.binary(max_size=2000), max_size=8))
+def test_samples_round_trip(tmp_path_factory, payloads):
+    folder = Folder(tmp_path_factory.mktemp("shards"))
+    samples = {f"{key:09d}": {"jpg": data, "json": b"{}"} for key, data in sorted(payloads.items())}
+    assert read(write(folder, samples)) == (samples, "")
+
+
+def test_equal_samples_give_equal_bytes(tmp_path):
+    folder = write(write(Folder(tmp_path), SAMPLES, "a.tar"), SAMPLES, "b.tar")
+    assert folder.read_bytes("a.tar") == folder.read_bytes("b.tar")
+
+
+def test_keys_out_of_order_are_refused(tmp_path):
+    with pytest.raises(InputError, match="key order"):
+        write(Folder(tmp_path), dict(reversed(SAMPLES.items())))
+
+
+def test_members_in_any_order_make_the_same_samples(tmp_path):
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for extension in ("txt", "jpg"):
+            for key in reversed(SAMPLES):
+                info = tarfile.TarInfo(f"./{key}.{extension}")
+                info.size = len(SAMPLES[key][extension])
+                tar.addfile(info, io.BytesIO(SAMPLES[key][extension]))
+    assert read(Folder(tmp_path)) == (SAMPLES, "")
+
+
+@pytest.mark.parametrize("kept", [100, 1500, 3500, 6000])
+def test_a_cut_tar_yields_what_is_whole_and_says_so(tmp_path, kept):
+    folder = write(Folder(tmp_path), SAMPLES)
+    (tmp_path / "00000.tar").write_bytes(folder.read_bytes("00000.tar")[:kept])
+    samples, damage = read(folder)
+    assert damage
+    assert all(
+        SAMPLES[key][extension] == data
+        for key, members in samples.items()
+        for extension, data in members.items()
+    )
+    assert len(samples) < len(SAMPLES)
+
+
+def test_what_is_no_tar_yields_nothing_and_says_so(tmp_path):
+    (tmp_path / "00000.tar").write_bytes(b"<html>not a tar</html>" * 100)
+    samples, damage = read(Folder(tmp_path))
+    assert samples == {}
+    assert damage
+
+
+def test_a_key_ends_at_the_base_names_first_dot():
+    assert split_member("a.b/000.seg.PNG") == ("a.b/000", "seg.png")
+
+
+def test_the_picture_of_a_sample_is_found_by_extension(tmp_path):
+    folder = write(Folder(tmp_path), {"1": {"json": b"{}", "webp": b"x"}, "2": {"txt": b""}})
+    with folder.open("00000.tar") as file:
+        found = read_contents(file).samples
+    assert image_member(found["1"])[0] == "webp"
+    assert image_member(found["2"]) is None
+
+
+def test_the_real_cc12m_shard_is_read_whole(real_data):
+    folder = Folder(real_data / "images/cc12m-webdataset-shard")
+    samples, damage = read(folder, "cc12m-train-0000.tar")
+    assert damage == ""
+    assert samples
+    assert all("jpg" in members and "txt" in members for members in samples.values())

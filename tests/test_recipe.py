@@ -1,0 +1,68 @@
+"""Recipes are checked whole before any work."""
+
+import pytest
+
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.recipe import find_recipe, load_recipe, run
+
+
+def write(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path):
+    assert find_recipe("demo").name == "demo.yaml"
+    assert str(find_recipe(write(tmp_path, ""))).endswith("r.yaml")
+
+
+def test_an_unknown_recipe_names_those_there_are():
+    with pytest.raises(InputError, match=r"no recipe 'demmo' \(did you mean demo\?\)"):
+        find_recipe("demmo")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: {fetch: 1}", "a list of one-key maps"),
+        ("- fetch", "a list of one-key maps"),
+        ("stages: []", "a list of one-key maps"),
+        ("stage: []\nstages: [fetch]", "no key 'stage' in a recipe"),
+        ("stages: [fetsh]", r"no stage is called 'fetsh' \(did you mean fetch\?\)"),
+        ("stages: [fetch: {imge_size: 3}]", r"'imge_size' \(did you mean image_size\?\)"),
+        ("stages: [fetch: {image_size: big}]", "image_size='big'"),
+    ],
+)
+def test_a_malformed_recipe_is_one_line_before_any_work(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(write(tmp_path, text), str(tmp_path))
+
+
+def test_what_is_no_yaml_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="not valid YAML"):
+        load_recipe(write(tmp_path, "stages: ["), str(tmp_path))
+
+
+def test_overrides_win_and_are_checked(tmp_path):
+    path = write(tmp_path, "stages: [fetch: {image_size: 64}]")
+    recipe = load_recipe(path, "d", ["fetch.image_size=384"])
+    assert recipe.steps[0].config.image_size == 384
+    for bad, message in [
+        ("fetch.image_size", "give stage.key=value"),
+        ("fetch.size=1", "did you mean"),
+        ("embed.model=tiny", "no stage 'embed' to set"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(path, "d", [bad])
+
+
+def test_the_dataset_is_filled_in(tmp_path):
+    path = write(tmp_path, "stages: [metadata: {sources: ['{dataset}/links.parquet']}]")
+    assert load_recipe(path, "my/set").steps[0].operand == ["my/set/links.parquet"]
+
+
+def test_metadata_without_sources_says_where_to_name_them(tmp_path):
+    recipe = load_recipe(write(tmp_path, "stages: [metadata]"), str(tmp_path))
+    with pytest.raises(ConfigError, match="laionkit run RECIPE DATASET SOURCE"):
+        run(recipe, str(tmp_path))
