@@ -1,0 +1,68 @@
+"""Where a model runs and in which precision."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from laionkit.core.errors import ConfigError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+class Precision(StrEnum):
+    """The number type of a model's weights and activations; normalisation is fp32 always."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Torch's name for it."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device meant; ``auto`` takes a GPU where there is one. Raises ConfigError."""
+    kind = wanted.partition(":")[0]
+    if kind not in DEVICES:
+        raise ConfigError(f"device={wanted!r}: one of {', '.join(DEVICES)}")
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(kind for kind, there in has.items() if there))
+    if not has[kind]:
+        raise ConfigError(f"device={wanted!r}: torch finds none on this machine; use --device cpu")
+    return torch.device(wanted)
+
+
+def choose_precision(wanted: str, device: torch.device) -> Precision:
+    """The precision meant; ``auto`` is bf16 where the device computes it faster than fp32."""
+    if wanted != "auto":
+        try:
+            precision = Precision(wanted)
+        except ValueError as error:
+            raise ConfigError(f"precision={wanted!r}: auto, fp32, bf16 or fp16") from error
+        if precision is Precision.FP16 and device.type == "cpu":
+            raise ConfigError("precision='fp16' is for GPUs: use bf16 or fp32 on the CPU")
+        return precision
+    return Precision.BF16 if _has_fast_bf16(device) else Precision.FP32
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets of the CPU, as Linux lists them; empty elsewhere (bf16 is not chosen)."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return set()
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -1,0 +1,156 @@
+"""A loaded CLIP model: captions and pictures in, unit vectors out.
+
+Shapes: N samples, D dimensions, H W pixels, C = 3 channels, T tokens. The towers run in the
+model's precision; normalisation is always in fp32.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import TextTransformer, text_global_pool
+
+from laionkit.backends.clip.device import Precision
+from laionkit.backends.clip.loading import Loaded
+
+# Captions and pictures a batch where nobody asked for another size.
+DEFAULT_BATCH = 64
+
+
+class ClipModel:
+    """An open_clip model on one device, in one precision."""
+
+    def __init__(
+        self, name: str, loaded: Loaded, device: torch.device, precision: Precision
+    ) -> None:
+        """Move `loaded` to `device` in `precision`; `name` is what the user called it."""
+        self.name, self.device, self.precision = name, device, precision
+        self.backbone, self.preprocess = loaded.backbone, loaded.preprocess
+        self.tokenizer = loaded.tokenizer
+        self._provenance, self._sha256 = loaded.provenance, loaded.weights_sha256
+        self.module = loaded.module.to(device=device, dtype=precision.dtype)
+        self.dtype = precision.dtype
+        self._mean, self._std = (
+            torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
+            for values in (self.preprocess.mean, self.preprocess.std)
+        )
+        self.dim = self.encode_texts([""]).shape[1]
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of this model, as JSON values."""
+        return {
+            "model": self.name,
+            "backbone": self.backbone,
+            "dim": self.dim,
+            "weights_sha256": self._sha256,
+            "preprocess": self.preprocess.facts(),
+            "provenance": self._provenance,
+        }
+
+    def encode_images(
+        self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], batch: int = DEFAULT_BATCH
+    ) -> NDArray[np.float32]:
+        """Embed RGB pictures: uint8 [N, S, S, 3] as `preprocess` gives, or a list of any size.
+
+        Returns float32 [N, D], unit rows.
+        """
+        if not isinstance(images, np.ndarray):
+            images = np.array([self.preprocess(image) for image in images])
+        parts = [self.embed_images(images[i : i + batch]) for i in range(0, len(images), batch)]
+        return self._gather(parts)
+
+    def encode_texts(self, texts: Sequence[str], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
+        """Embed captions, of like length together. Returns float32 [N, D], unit rows."""
+        if not texts:
+            return self._gather([])
+        tokens_NT = self.tokenizer(list(texts))
+        lengths = used_lengths(tokens_NT)
+        order = np.argsort(lengths.numpy(), kind="stable")
+        out = np.empty((len(texts), 0), np.float32)
+        for rows in _split(order, batch):
+            part = self.embed_tokens(tokens_NT[rows]).cpu().numpy()
+            if not out.shape[1]:
+                out = np.empty((len(texts), part.shape[1]), np.float32)
+            out[rows] = part
+        return out
+
+    @torch.inference_mode()
+    def embed_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
+        """One batch of preprocessed pictures → fp32 unit rows on the device."""
+        pixels = torch.from_numpy(np.ascontiguousarray(image_NHWC))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        features = self.module.encode_image(((pixels - self._mean) / self._std).to(self.dtype))  # type: ignore[operator]
+        return _unit(features)
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens_NT: torch.Tensor) -> torch.Tensor:
+        """One batch of token ids → fp32 unit rows on the device.
+
+        Where the tower is causal and reads its feature at the end token, what lies behind the
+        batch's longest caption cannot matter and is not computed.
+        """
+        if reads_left_to_right(self.module):
+            tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
+        tokens_NT = tokens_NT.to(self.device)
+        if isinstance(self.module, CLIP):
+            return _unit(_encode_clip_text(self.module, tokens_NT))
+        return _unit(self.module.encode_text(tokens_NT))  # type: ignore[operator]
+
+    def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
+        if not parts:
+            return np.empty((0, self.dim), np.float32)
+        rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return rows
+
+
+def used_lengths(tokens_NT: torch.Tensor) -> torch.Tensor:
+    """Tokens of each row up to its last that is not padding (0); a row of padding counts 0."""
+    positions = torch.arange(1, tokens_NT.shape[1] + 1)
+    return ((tokens_NT.cpu() != 0) * positions).amax(dim=1)
+
+
+def reads_left_to_right(module: torch.nn.Module) -> bool:
+    """Tell whether a text tower's feature cannot depend on the padding behind a caption.
+
+    True for a causal mask with the feature taken at the end token, in open_clip's own towers.
+    """
+    if isinstance(module, CLIP):
+        return bool(module.attn_mask is not None) and module.text_pool_type in ("argmax", "eos")
+    if not isinstance(module, CustomTextCLIP):
+        return False
+    tower = module.text
+    return type(tower) is TextTransformer and bool(
+        tower.attn_mask is not None
+        and tower.cls_emb is None
+        and not tower.use_pad_mask
+        and tower.pool_type in ("argmax", "eos")
+    )
+
+
+def _encode_clip_text(module: Any, tokens_NT: torch.Tensor) -> torch.Tensor:
+    """CLIP.encode_text for token rows shorter than the context (open_clip's takes only whole)."""
+    length = tokens_NT.shape[1]
+    dtype = module.transformer.get_cast_dtype()
+    x = module.token_embedding(tokens_NT).to(dtype)
+    x = x + module.positional_embedding[:length].to(dtype)
+    mask = module.attn_mask
+    x = module.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
+    x = module.ln_final(x)
+    x = text_global_pool(x, tokens_NT, module.text_pool_type, eos_token_id=module.text_eos_id)
+    projection = module.text_projection
+    if projection is not None:
+        x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
+    return cast(torch.Tensor, x)
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def _split(order: NDArray[np.intp], batch: int) -> Iterator[NDArray[np.intp]]:
+    return (order[i : i + batch] for i in range(0, len(order), batch))

@@ -1,0 +1,31 @@
+"""A small open_clip model with seeded weights, in a folder of its own, made once a session."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model; ``local-dir:FOLDER`` loads it."""
+    folder = tmp_path_factory.mktemp("small-clip")
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CONFIG)
+    with torch.no_grad():  # the initial positions are too alike for captions to differ
+        model.positional_embedding.normal_(std=0.1)
+        model.token_embedding.weight.normal_(std=0.5)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
