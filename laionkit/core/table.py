@@ -1,0 +1,403 @@
+"""One relation over a dataset: metadata, what fetch found and every score, one row per key.
+
+Nothing is copied: DuckDB reads the parquet files that the records name, and joins only what a
+query asks for. A key's latest attempt counts: where a later shard tries a key again (links that
+healed), the earlier row is hidden.
+"""
+
+import contextlib
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+
+from laionkit.core.embeddings import (
+    embedded_models,
+    list_embeddings,
+    model_made,
+    score_columns,
+    score_files,
+)
+from laionkit.core.errors import ConfigError, InputError, StageFailed
+from laionkit.core.files import Folder
+from laionkit.core.records import StageMade, StageRecords
+from laionkit.core.schemas import FETCHED_COLUMNS, METADATA, PUBLISHED_COLUMNS
+from laionkit.core.shards import list_shards
+
+DEFAULT_MEMORY_MB = 1024
+VIEW = "dataset"
+PUBLISHED, CARRIED, FETCHED = "published", "carried through", "fetched"
+
+
+@dataclass(frozen=True)
+class ColumnInfo:
+    """A column of a dataset: type, where it comes from, how many nulls, its range."""
+
+    name: str
+    type: str
+    origin: str
+    nulls: int
+    min: Any
+    max: Any
+
+
+@dataclass
+class _Source:
+    """Files that hold one row per key: their view and the columns it shows, name → type."""
+
+    view: str
+    rows: int
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+class DatasetTable:
+    """A DuckDB connection over one dataset.
+
+    `columns` maps each column to its DuckDB type, `origins` to where it comes from. `memory_mb`
+    bounds the engine, which spills to disk above it; `timeout_s` bounds each query. With
+    `guard`, the engine of a local dataset can open no file but the dataset's from then on.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Folder,
+        *,
+        memory_mb: int = DEFAULT_MEMORY_MB,
+        threads: int | None = None,
+        timeout_s: float | None = None,
+        guard: bool = True,
+    ) -> None:
+        """Open a dataset. Raises InputError where it holds nothing that has rows."""
+        self.folder = Folder(dataset) if isinstance(dataset, str) else dataset
+        self.timeout_s = timeout_s
+        self._con = _connect(memory_mb, threads)
+        self._files: set[str] = set()
+        if not self.folder.is_local:
+            self._con.register_filesystem(self.folder.fs)
+        self._sources: list[_Source] = []
+        self.columns: dict[str, str] = {}
+        self.origins: dict[str, str] = {}
+        self._places: dict[str, tuple[_Source, str]] = {}
+        self._add_rows()
+        for column, made in score_columns(self.folder).items():
+            self._add_score(column, made)
+        self._con.execute(f"CREATE VIEW {VIEW} AS {self.select()}")
+        if guard and self.folder.is_local:
+            self._guard()
+
+    def __enter__(self) -> "DatasetTable":
+        """Use as a context: the connection is closed at its end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; relations of it are no longer usable."""
+        self._con.close()
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, one per key."""
+        found: int = self.execute(f"SELECT count(*) FROM ({self.select(['key'])})").fetchone()[0]
+        return found
+
+    def select(self, columns: Iterable[str] | None = None) -> str:
+        """SQL of the relation with `columns` (default: all), joining only what they need."""
+        wanted = list(self.columns) if columns is None else list(columns)
+        aliases: dict[str, str] = {self._sources[0].view: "t0"}
+        parts = []
+        for name in wanted:
+            source, inner = self._places[name]
+            alias = aliases.setdefault(source.view, f"t{len(aliases)}")
+            parts.append(f"{alias}.{_name(inner)} AS {_name(name)}")
+        joins = "".join(
+            f" LEFT JOIN {view} {alias} ON {alias}.key = t0.key"
+            for view, alias in aliases.items()
+            if alias != "t0"
+        )
+        return f"SELECT {', '.join(parts)} FROM {self._sources[0].view} t0{joins}"
+
+    def relation(self) -> Any:
+        """The whole relation, lazily: a DuckDBPyRelation."""
+        return self._con.sql(f"SELECT * FROM {VIEW}")
+
+    def check(self, sql: str) -> None:
+        """Make sure that a filter's SQL is a condition over these columns, without running it.
+
+        Raises ConfigError where the types do not fit. `sql` must come from ``parse_where``.
+        """
+        try:
+            found = self._con.execute(f"DESCRIBE SELECT ({sql}) AS x FROM {VIEW}").fetchone()
+        except duckdb.Error as error:
+            raise ConfigError(f"filter {sql!r}: {one_line(error)}") from error
+        if found is None or found[1] not in ("BOOLEAN", '"NULL"'):
+            kind = found[1] if found else "nothing"
+            raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        """Run SQL of our own making; the connection holds its result.
+
+        Raises InputError after `timeout_s`, StageFailed where memory does not do, ConfigError
+        where a value cannot be converted as a filter asks.
+        """
+        with self._deadline():
+            return self._con.execute(sql, list(parameters))
+
+    def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
+        """Run SQL of our own making; yield arrow record batches of about `rows` rows."""
+        with self._deadline():
+            yield from self._con.sql(sql).to_arrow_reader(rows)
+
+    def infos(self) -> list[ColumnInfo]:
+        """Type, origin, nulls and range of each column, in one scan."""
+        names = list(self.columns)
+        ranged = [name for name in names if not _is_nested(self.columns[name])]
+        parts = [f"count(*) - count({_name(name)})" for name in names]
+        for name in ranged:
+            cell = _name(name) if self.columns[name] != "VARCHAR" else f"left({_name(name)}, 40)"
+            parts += [f"min({cell})", f"max({cell})"]
+        found = self.execute(f"SELECT {', '.join(parts)} FROM {VIEW}").fetchone()
+        ends = found[len(names) :]
+        ranges = {name: (ends[2 * i], ends[2 * i + 1]) for i, name in enumerate(ranged)}
+        return [
+            ColumnInfo(name, kind, self.origins[name], nulls, *ranges.get(name, (None, None)))
+            for (name, kind), nulls in zip(self.columns.items(), found, strict=False)
+        ]
+
+    @contextlib.contextmanager
+    def _deadline(self) -> Iterator[None]:
+        timer = threading.Timer(self.timeout_s or 0, self._con.interrupt)
+        if self.timeout_s:
+            timer.start()
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise InputError(
+                f"{self.folder}: the query took longer than {self.timeout_s} s; simplify it"
+            ) from error
+        except duckdb.OutOfMemoryException as error:
+            raise StageFailed(f"{self.folder}: {one_line(error)}") from error
+        except duckdb.IOException as error:
+            raise InputError(f"{self.folder}: {one_line(error)}") from error
+        except duckdb.Error as error:
+            raise ConfigError(f"{self.folder}: {one_line(error)}") from error
+        finally:
+            timer.cancel()
+
+    def _guard(self) -> None:
+        """From now on, open no file but those of the views."""
+        paths = ", ".join(_text(path) for path in sorted(self._files))
+        self._con.execute(f"SET allowed_paths = [{paths}]")
+        self._con.execute("SET enable_external_access = false")
+        self._con.execute("SET lock_configuration = true")
+
+    def _add_rows(self) -> None:
+        """The sources that say which keys there are: metadata, shards, or embeddings."""
+        parts = _metadata_files(self.folder)
+        shards = [(ref.name, ref.table) for ref in list_shards(self.folder)]
+        metadata = self._source("metadata", parts) if parts else None
+        fetched = self._source("fetched", shards) if shards else None
+        if metadata and fetched and not self._complete(metadata, fetched):
+            self._show(metadata)
+            self._show(fetched, skip=self.columns)
+        elif fetched or metadata:
+            self._show(fetched or metadata)  # type: ignore[arg-type]
+        else:
+            self._show(self._embedding_rows())
+
+    def _complete(self, metadata: _Source, fetched: _Source) -> bool:
+        """Whether every link was tried and every column carried: then shards alone say all."""
+        there = {name.lower() for name in fetched.columns}
+        return metadata.rows == fetched.rows and all(c.lower() in there for c in metadata.columns)
+
+    def _embedding_rows(self) -> _Source:
+        for model in embedded_models(self.folder):
+            refs = [(ref.name, ref.metadata) for ref in list_embeddings(self.folder, model)]
+            if refs:
+                made = model_made(self.folder, model)
+                key = str(made.facts.get("key_column", "image_path"))
+                return self._source("embedded", refs, key=key)
+        raise InputError(
+            f"{self.folder} holds no dataset: no metadata, shards or embeddings are recorded there"
+        )
+
+    def _add_score(self, column: str, made: StageMade) -> None:
+        paths = score_files(self.folder, column)
+        if not paths:
+            return
+        files = [(Path(path).stem, path) for path in paths]
+        source = self._source(f"score_{len(self._sources)}", files)
+        self._sources.append(source)
+        name = column if column.lower() not in {c.lower() for c in self.columns} else f"{column}_2"
+        self.columns[name] = source.columns["value"]
+        self.origins[name] = score_origin(made)
+        self._places[name] = (source, "value")
+
+    def _show(self, source: _Source, skip: Iterable[str] = ()) -> None:
+        taken = {name.lower() for name in skip}
+        self._sources.append(source)
+        for name, kind in source.columns.items():
+            if name.lower() not in taken:
+                self.columns[name] = kind
+                self.origins[name] = _origin(name)
+                self._places[name] = (source, name)
+
+    def _source(self, name: str, files: Sequence[tuple[str, str]], key: str = "key") -> _Source:
+        """Make the view of `files`, (shard, path) in order: each key's row of its latest shard."""
+        paths = [self._path(path) for _, path in files]
+        self._files.update(paths)
+        listed = ", ".join(_text(path) for path in paths)
+        reader = f"read_parquet([{listed}], union_by_name = true)"
+        try:
+            later, rows = self._later_attempts(paths, key)
+            shown = self._shown(reader, self.folder, files[0][1], key)
+        except duckdb.Error as error:
+            raise InputError(f"{self.folder}: {one_line(error)}") from error
+        view = f"laionkit_{name}"
+        picks = [f"{_name(inner)} AS {_name(outer)}" for outer, (inner, _) in shown.items()]
+        with_shard = name in ("fetched", "embedded") and "shard" not in shown
+        if with_shard:
+            names = ", ".join(_text(shard) for shard, _ in files)
+            picks.append(f"[{names}][r.file_index::BIGINT + 1] AS shard")
+        sql = f"SELECT {', '.join(picks)} FROM {reader} AS r"
+        if later:
+            again = ", ".join(_text(paths[i]) for i in later)
+            sql += (
+                f" ANTI JOIN (SELECT {_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i FROM"
+                f" read_parquet([{again}], union_by_name = true)) AS l"
+                f" ON r.{_name(key)} = l.k AND r.file_index::BIGINT < l.i"
+            )
+        self._con.execute(f"CREATE VIEW {view} AS {sql}")
+        columns = {outer: kind for outer, (_, kind) in shown.items()}
+        return _Source(view, rows, columns | ({"shard": "VARCHAR"} if with_shard else {}))
+
+    def _path(self, path: str) -> str:
+        """How DuckDB names a file of the dataset."""
+        full = self.folder.at(path)
+        if self.folder.is_local:
+            return full
+        protocol = self.folder.url.partition("://")[0]
+        return f"{protocol}://{full}"
+
+    def _later_attempts(self, paths: Sequence[str], key: str) -> tuple[list[int], int]:
+        """Indices of the files whose keys may repeat an earlier file's, and the others' rows.
+
+        Decided by the least and greatest key in each footer, so that no key is read.
+        """
+        listed = ", ".join(_text(path) for path in paths)
+        found = self._con.execute(
+            "SELECT file_name, min(stats_min_value), max(stats_max_value), sum(num_values)"
+            f" FROM parquet_metadata([{listed}]) WHERE path_in_schema = ? GROUP BY 1",
+            [key],
+        ).fetchall()
+        spans = {file: (low, high, int(rows)) for file, low, high, rows in found}
+        later, total, top = [], 0, ""
+        for i, path in enumerate(paths):
+            low, high, rows = spans.get(path, ("", "", 0))
+            if rows and (low is None or low <= top):
+                later.append(i)
+            else:
+                total += rows
+            top = max(top, high or "")
+        return later, total
+
+    def _shown(
+        self, reader: str, folder: Folder, first: str, key: str
+    ) -> dict[str, tuple[str, str]]:
+        """The columns of the files as name → (DuckDB's name, type).
+
+        DuckDB renames a column whose name differs from another's in case alone (``WIDTH`` beside
+        ``width``): that which is ours keeps its name, the other becomes ``src_WIDTH``.
+        """
+        described = self._con.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
+        kinds = [(name, kind) for name, kind, *_ in described]
+        with folder.open(first) as file:
+            real = pq.read_schema(file).names
+        names = [*real, *(name for name, _ in kinds[len(real) :])]
+        shown: dict[str, tuple[str, str]] = {}
+        doubled = {n.lower() for n in names if sum(n.lower() == m.lower() for m in names) > 1}
+        for name, (inner, kind) in zip(names, kinds, strict=True):
+            outer = "key" if name == key else name
+            if name != key and (name == "key" or (name.lower() in doubled and not name.islower())):
+                outer = f"src_{name}"
+            shown[outer] = (inner, kind)
+        if "key" not in shown:
+            raise InputError(f"{folder.at(first)} has no column {key!r}; it has {', '.join(real)}")
+        return {"key": shown.pop("key"), **shown}
+
+
+def table(dataset: str) -> Any:
+    """A dataset as one DuckDB relation, lazily: a row per key, every column and score.
+
+    The connection is the relation's own, and may read other files too:
+    ``table("d").filter("punsafe < 0.1").df()``.
+    """
+    return DatasetTable(dataset, guard=False).relation()
+
+
+def columns(dataset: str) -> list[ColumnInfo]:
+    """Type, origin, nulls and range of each column of a dataset."""
+    with DatasetTable(dataset) as opened:
+        return opened.infos()
+
+
+def one_line(error: BaseException) -> str:
+    """An engine's message in one line of bounded length."""
+    text = str(error).partition("\n\n")[0].partition("\nLINE")[0]
+    return " ".join(text.split())[:300]
+
+
+def score_origin(made: StageMade) -> str:
+    """Say what computed a score column: ``computed by aesthetic-v2 on ViT-L-14/openai``."""
+    facts = {**made.config, **made.facts}
+    word = "declared" if facts.get("provenance") == "declared" else "computed"
+    what = [str(facts[name]) for name in ("head", "backbone", "model") if facts.get(name)]
+    return f"{word}: {' on '.join(what[:2])}" if what else word
+
+
+def _connect(memory_mb: int, threads: int | None) -> Any:
+    spill = Path(tempfile.gettempdir()) / f"laionkit-{uuid.uuid4().hex}"
+    con = duckdb.connect(config={"autoinstall_known_extensions": False})
+    con.execute(f"SET memory_limit = '{memory_mb}MB'")
+    con.execute(f"SET temp_directory = {_text(str(spill))}")
+    con.execute("SET enable_progress_bar = false")
+    con.execute("SET parquet_metadata_cache = true")
+    if threads:
+        con.execute(f"SET threads = {threads}")
+    return con
+
+
+def _metadata_files(folder: Folder) -> list[tuple[str, str]]:
+    """(part, path) of each finished part of the metadata."""
+    return [
+        (record.shard, entry.path)
+        for record in StageRecords(folder, METADATA).all()
+        for entry in record.files.values()
+        if entry.path.endswith(f"{record.shard}.parquet")
+    ]
+
+
+def _origin(name: str) -> str:
+    if name in FETCHED_COLUMNS or name == "shard":
+        return FETCHED
+    return PUBLISHED if name in PUBLISHED_COLUMNS else CARRIED
+
+
+def _is_nested(kind: str) -> bool:
+    return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", '"NULL"', "JSON"))
+
+
+def _name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
