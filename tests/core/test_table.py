@@ -103,7 +103,9 @@ def test_an_empty_folder_is_no_dataset(tmp_path):
 def test_columns_list_type_origin_nulls_and_range(fetched):
     fetched.write_score("aesthetic_v2", {i: i / 4 for i in range(20)}, head="aesthetic-v2")
     found = {info.name: info for info in columns(fetched.url)}
-    assert found["key"] == ColumnInfo("key", "VARCHAR", "fetched", 0, fetched.key(0), fetched.key(24))
+    assert found["key"] == ColumnInfo(
+        "key", "VARCHAR", "fetched", 0, fetched.key(0), fetched.key(24)
+    )
     assert found["aesthetic_v2"] == ColumnInfo(
         "aesthetic_v2", "FLOAT", "computed: aesthetic-v2", 5, 0.0, 4.75
     )
