@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,4 +14,15 @@ def real_data() -> Path:
     folder = Path(os.environ.get("LAIONKIT_TEST_DATA", here.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real test data at {folder}; set LAIONKIT_TEST_DATA to the folder")
+    return folder
+
+
+@pytest.fixture
+def heads_cache(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds every published head, as first uses would leave it."""
+    folder = tmp_path / "heads"
+    folder.mkdir()
+    for file in real_data.glob("heads/*/*.pth"):
+        shutil.copyfile(file, folder / file.name)
+    monkeypatch.setenv("LAIONKIT_HEADS", str(folder))
     return folder
