@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_clip import write_small_clip
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -26,3 +28,9 @@ def heads_cache(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shutil.copyfile(file, folder / file.name)
     monkeypatch.setenv("LAIONKIT_HEADS", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small CLIP with seeded weights; ``local-dir:FOLDER`` loads it."""
+    return write_small_clip(tmp_path_factory.mktemp("small-clip"))

@@ -66,3 +66,8 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def choose_batch(device: torch.device) -> int:
+    """Pictures a batch to begin with; on a GPU what does not fit is halved later."""
+    return 256 if device.type == "cuda" else 32

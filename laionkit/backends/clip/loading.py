@@ -1,6 +1,7 @@
 """Building an open_clip model and filling it, without ever running code from a weights file."""
 
 import contextlib
+import functools
 import importlib
 import logging
 import pickle
@@ -8,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -29,12 +31,30 @@ _PREPROCESS_FIELDS = PreprocessCfg.__dataclass_fields__.keys() - {"size", "mode"
 class Loaded:
     """A model on the CPU in fp32, its tokenizer, its preprocessing and its identity."""
 
+    name: str
     module: torch.nn.Module
     tokenizer: Tokenizer
     preprocess: Preprocess
     backbone: str
     provenance: str
     weights_sha256: str
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """The embedding's dimension, found by embedding an empty caption."""
+        with torch.inference_mode():
+            return int(self.module.encode_text(self.tokenizer([""])).shape[1])  # type: ignore[operator]
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of this model, as JSON values."""
+        return {
+            "model": self.name,
+            "backbone": self.backbone,
+            "dim": self.dim,
+            "weights_sha256": self.weights_sha256,
+            "preprocess": self.preprocess.facts(),
+            "provenance": self.provenance,
+        }
 
 
 def load(text: str, backbone_id: str | None) -> Loaded:
@@ -50,7 +70,7 @@ def load(text: str, backbone_id: str | None) -> Loaded:
         _fill(module, weights, sha256)
         tokenizer = _tokenizer(spec)
     preprocess = Preprocess.of(module.visual.preprocess_cfg)  # type: ignore[union-attr,arg-type]
-    return Loaded(module.eval(), tokenizer, preprocess, backbone, provenance, sha256)
+    return Loaded(text, module.eval(), tokenizer, preprocess, backbone, provenance, sha256)
 
 
 def _load_tiny(spec: Spec, backbone_id: str | None) -> Loaded:
@@ -59,7 +79,7 @@ def _load_tiny(spec: Spec, backbone_id: str | None) -> Loaded:
     sha256 = specs.file_sha256(tiny.FOLDER / "model.safetensors")
     backbone, provenance = specs.identify(spec, sha256, backbone_id)
     preprocess = Preprocess.of(preprocess_cfg)
-    return Loaded(module, tokenizer, preprocess, backbone, provenance, sha256)
+    return Loaded(spec.text, module, tokenizer, preprocess, backbone, provenance, sha256)
 
 
 def _build(spec: Spec) -> torch.nn.Module:

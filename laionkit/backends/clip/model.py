@@ -23,32 +23,21 @@ DEFAULT_BATCH = 64
 class ClipModel:
     """An open_clip model on one device, in one precision."""
 
-    def __init__(
-        self, name: str, loaded: Loaded, device: torch.device, precision: Precision
-    ) -> None:
-        """Move `loaded` to `device` in `precision`; `name` is what the user called it."""
-        self.name, self.device, self.precision = name, device, precision
-        self.backbone, self.preprocess = loaded.backbone, loaded.preprocess
+    def __init__(self, loaded: Loaded, device: torch.device, precision: Precision) -> None:
+        """Move `loaded` to `device` in `precision`."""
+        self.name, self.device, self.precision = loaded.name, device, precision
+        self.backbone, self.preprocess, self.dim = loaded.backbone, loaded.preprocess, loaded.dim
         self.tokenizer = loaded.tokenizer
-        self._provenance, self._sha256 = loaded.provenance, loaded.weights_sha256
+        self._facts = loaded.facts()
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
-        self.dtype = precision.dtype
         self._mean, self._std = (
             torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
             for values in (self.preprocess.mean, self.preprocess.std)
         )
-        self.dim = self.encode_texts([""]).shape[1]
 
     def facts(self) -> dict[str, Any]:
         """What a record says of this model, as JSON values."""
-        return {
-            "model": self.name,
-            "backbone": self.backbone,
-            "dim": self.dim,
-            "weights_sha256": self._sha256,
-            "preprocess": self.preprocess.facts(),
-            "provenance": self._provenance,
-        }
+        return dict(self._facts)
 
     def encode_images(
         self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], batch: int = DEFAULT_BATCH
@@ -69,12 +58,9 @@ class ClipModel:
         tokens_NT = self.tokenizer(list(texts))
         lengths = used_lengths(tokens_NT)
         order = np.argsort(lengths.numpy(), kind="stable")
-        out = np.empty((len(texts), 0), np.float32)
+        out = np.empty((len(texts), self.dim), np.float32)
         for rows in _split(order, batch):
-            part = self.embed_tokens(tokens_NT[rows]).cpu().numpy()
-            if not out.shape[1]:
-                out = np.empty((len(texts), part.shape[1]), np.float32)
-            out[rows] = part
+            out[rows] = self.embed_tokens(tokens_NT[rows]).cpu().numpy()
         return out
 
     @torch.inference_mode()
@@ -84,7 +70,9 @@ class ClipModel:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        features = self.module.encode_image(((pixels - self._mean) / self._std).to(self.dtype))  # type: ignore[operator]
+        features = self.module.encode_image(
+            ((pixels - self._mean) / self._std).to(self.precision.dtype)
+        )  # type: ignore[operator]
         return _unit(features)
 
     @torch.inference_mode()

@@ -49,6 +49,12 @@ class Preprocess:
         """What a record says of the preprocessing, as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "Preprocess":
+        """Read back what `facts` gave."""
+        values: dict[str, Any] = dict(facts)
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
     def __call__(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Bring an RGB picture of any size to uint8 [height_px, width_px, 3]."""
         height, width = image_HWC.shape[:2]

@@ -1,12 +1,7 @@
-"""A small open_clip model with seeded weights, in a folder of its own, made once a session."""
+"""A small open_clip model with seeded weights."""
 
 import json
 from pathlib import Path
-
-import open_clip
-import pytest
-import torch
-from safetensors.torch import save_file
 
 CONFIG = {
     "embed_dim": 32,
@@ -16,11 +11,13 @@ CONFIG = {
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 
 
-@pytest.fixture(scope="session")
-def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the model; ``local-dir:FOLDER`` loads it."""
-    folder = tmp_path_factory.mktemp("small-clip")
-    torch.manual_seed(0)
+def write_small_clip(folder: Path, seed: int = 0) -> Path:
+    """Write the model into `folder`; ``local-dir:FOLDER`` loads it."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
     model = open_clip.CLIP(**CONFIG)
     with torch.no_grad():  # the initial positions are too alike for captions to differ
         model.positional_embedding.normal_(std=0.1)

@@ -1,0 +1,168 @@
+"""embed: CLIP vectors of pictures and captions, and scores in the same pass.
+
+Reads image shards (ours and adopted ones), writes ``embeddings/MODEL/`` in clip-retrieval's
+layout and one score column a head.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+from laionkit.core.config import Effort, StageConfig
+from laionkit.core.embeddings import embed_stage, model_folder_name, score_stage
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.files import Folder
+from laionkit.core.records import StageRecords
+from laionkit.core.runner import Runner, Site, StageReport, Task, Worker
+from laionkit.core.schemas import EMBEDDINGS
+from laionkit.core.scores import begin_column
+from laionkit.core.shards import ShardRef, list_shards
+
+if TYPE_CHECKING:
+    from laionkit.backends.clip.loading import Loaded
+    from laionkit.backends.heads.scorers import Scorer
+
+# Model, download in GB and memory in GB at the automatic batch on a GPU, what it is good for.
+GOOD_CHOICES = (
+    ("ViT-L-14-quickgelu/openai", 1.7, 3, "LAION-Aesthetics and Stable Diffusion were filtered so"),
+    ("ViT-B-32-quickgelu/openai", 0.6, 1, "fastest; LAION-5B's own similarity"),
+    ("ViT-B-16-quickgelu/openai", 0.6, 1, "between the two"),
+    ("ViT-L-14/datacomp_xl_s13b_b90k", 1.7, 3, "better search at the same cost"),
+    ("ViT-H-14-quickgelu/dfn5b", 3.9, 6, "best search"),
+)
+
+
+class EmbedConfig(StageConfig):
+    """Which model embeds what."""
+
+    model: str | None = None
+    """NAME/TAG of open_clip, NAME/WEIGHTS_FILE, hf-hub:OWNER/REPO, local-dir:FOLDER, or tiny (for
+    demos and tests). Without it the stage stops and lists five good choices."""
+    backbone_id: str | None = None
+    """Whose embeddings these weights make, such as openai/ViT-L-14, where laionkit cannot know;
+    recorded as declared. Heads go by it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number type of the model: auto is bf16 where the device is fast at it (GPUs since 2020, CPUs
+    with AVX512-BF16 or AMX), else fp32. Vectors are normalised in fp32 always."""
+    batch_size: Literal["auto"] | int = "auto"
+    """Pictures a batch; auto finds what fits the device's memory and is stored."""
+    text: bool = True
+    """Also embed captions, and score each picture's similarity with its own."""
+    as_name: Effort[str | None] = None
+    """Short name of the folder under embeddings/, by default spelt from the model's name."""
+    heads: Effort[tuple[str, ...]] = ()
+    """Heads to score in the same pass; `laionkit score` adds others later without the images."""
+    decoders: Effort[Literal["auto"] | int] = "auto"
+    """Decoding processes; auto leaves one core to the model where there are several."""
+
+
+def embed(
+    dataset: str,
+    config: EmbedConfig = EmbedConfig(),  # noqa: B008
+    *,
+    runner: Runner = Runner(),  # noqa: B008
+) -> StageReport:
+    """Embed every image shard of a dataset with one model."""
+    folder = Folder(dataset)
+    if config.model is None:
+        raise ConfigError(_choices(dataset))
+    refs = {ref.name: ref for ref in list_shards(folder)}
+    if not refs:
+        raise InputError(f"{dataset} has no image shards: run laionkit fetch or adopt first")
+    from laionkit.backends.clip.loading import load
+    from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
+
+    loaded = load(config.model, config.backbone_id)
+    names = [*([CLIP_SIMILARITY] if config.text else []), *config.heads]
+    scorers = open_scorers(names, loaded.backbone, config.text)
+    model = config.as_name or model_folder_name(config.model)
+    records = StageRecords(folder, embed_stage(model))
+    facts = loaded.facts()
+    config = runner.begin(records, config, auto=_auto(config, loaded, runner), facts=facts)
+    for scorer in scorers:
+        begin_column(runner, folder, scorer.column, model, scorer.facts(), facts)
+    tasks = [Task(ref.name, {"shards": ref.content}, ref.samples) for ref in refs.values()]
+    opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, loaded)
+    report = runner.run(records, config, tasks, opener)
+    _note_unscored(runner, folder, records, scorers)
+    return report.model_copy(update={"outputs": (f"{EMBEDDINGS}/{model}",)})
+
+
+def _open_worker(
+    url: str,
+    refs: Mapping[str, ShardRef],
+    folder: str,
+    config: EmbedConfig,
+    scorers: "list[Scorer]",
+    loaded: "Loaded",
+    site: Site,
+) -> AbstractContextManager[Worker]:
+    from laionkit.backends.clip.device import Precision, choose_device
+    from laionkit.backends.clip.model import ClipModel
+    from laionkit.stages.embed.worker import EmbedWorker
+
+    model = ClipModel(loaded, choose_device(site.device), Precision(config.precision))
+    assert isinstance(config.batch_size, int)
+    decoders = config.decoders if isinstance(config.decoders, int) else _decoders()
+    return EmbedWorker(
+        Folder(url),
+        dict(refs),
+        folder,
+        model,
+        scorers,
+        config.batch_size,
+        config.text,
+        decoders,
+        site,
+    )
+
+
+def _auto(config: EmbedConfig, loaded: "Loaded", runner: Runner) -> Mapping[str, Any]:
+    """What resolves the settings that may be ``auto``, where no record holds them."""
+    from laionkit.backends.clip.device import choose_batch, choose_device, choose_precision
+
+    device = choose_device(runner.device)
+    return {
+        "precision": lambda: str(choose_precision(config.precision, device)),
+        "batch_size": lambda: choose_batch(device),
+    }
+
+
+def _decoders() -> int:
+    """All cores but one, and at most 32: beyond that a disk is the limit."""
+    return max(1, min(32, (os.cpu_count() or 2) - 1))
+
+
+def _note_unscored(
+    runner: Runner, folder: Folder, records: StageRecords, scorers: "list[Scorer]"
+) -> None:
+    """Say which columns lack shards: those embedded before the head was asked for."""
+    done = set(records.names())
+    for scorer in scorers:
+        left = done - set(StageRecords(folder, score_stage(scorer.column)).names())
+        if left:
+            runner.note(
+                records.stage,
+                f"{len(left)} shards were embedded before {scorer.column} was asked for: run "
+                f"laionkit score {folder} --heads {scorer.facts()['head']}",
+                logging.WARNING,
+            )
+
+
+def _choices(dataset: str) -> str:
+    """The error of a missing model: five good ones, one line."""
+    from laionkit.backends.heads.published import heads_that_fit
+
+    lines = []
+    for name, download, memory, why in GOOD_CHOICES:
+        architecture, _, tag = name.partition("/")
+        heads = heads_that_fit(f"{tag}/{architecture.removesuffix('-quickgelu')}")
+        fit = f"heads {', '.join(heads)}" if heads else "no published heads"
+        lines.append(f"{name} ({download} GB to download, {memory} GB of memory; {why}; {fit})")
+    return (
+        f"laionkit embed {dataset} needs --model. Five good choices: {'; '.join(lines)}. "
+        "For a try without a download: --model tiny"
+    )

@@ -1,0 +1,176 @@
+"""One model on one device: batches decoded ahead across shards' borders, then vectors, scores.
+
+Shapes: N pictures of a shard, B of a batch, D dimensions. Batches never mix shards, so that a
+shard's bytes do not depend on which shards ran before it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laionkit.backends.clip.model import ClipModel
+from laionkit.backends.heads.scorers import Rows, Scorer
+from laionkit.core.embeddings import score_stage
+from laionkit.core.files import Folder, Written
+from laionkit.core.progress import Counts
+from laionkit.core.runner import Outcome, Site, samples_done
+from laionkit.core.scores import write_scores
+from laionkit.core.shards import ShardRef
+from laionkit.ops.vectors import unit_rows
+from laionkit.stages.embed import output
+from laionkit.stages.embed.pool import Batch, DecodePool
+from laionkit.stages.embed.source import (
+    Dropped,
+    LocalCopies,
+    ShardSource,
+    batches,
+    has_words,
+    open_shard,
+)
+
+# Batches decoded or being decoded ahead of the model.
+SLOTS = 4
+
+
+@dataclass
+class _Shard:
+    """A shard in flight: what of it is embedded so far."""
+
+    source: ShardSource
+    started: float
+    kept: list[int] = field(default_factory=list)
+    parts: list[torch.Tensor] = field(default_factory=list)
+    lost: list[Dropped] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A batch on its way to the model."""
+
+    shard: _Shard
+    rows: range
+    batch: Batch
+    is_last: bool
+
+
+class EmbedWorker:
+    """Embeds shards; see the module."""
+
+    def __init__(
+        self,
+        dataset: Folder,
+        refs: dict[str, ShardRef],
+        folder: str,
+        model: ClipModel,
+        scorers: Sequence[Scorer],
+        batch: int,
+        text: bool,
+        decoders: int,
+        site: Site,
+    ) -> None:
+        """Write under ``embeddings/FOLDER``; `decoders` is the number of decoding processes."""
+        self.dataset, self.refs, self.folder = dataset, refs, folder
+        self.model, self.scorers, self.batch, self.text = model, scorers, batch, text
+        self.report = site.report
+        self.local = LocalCopies()
+        self.pool = DecodePool([model.preprocess], batch, decoders, SLOTS)
+
+    def __enter__(self) -> "EmbedWorker":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.pool.__exit__(*details)
+        self.local.close()
+
+    def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
+        """Embed shards in the order given; the next ones are decoded meanwhile."""
+        coming = self._plan(shards)
+        ahead: deque[_Work] = deque()
+        while True:
+            while self.pool.has_room and (work := next(coming, None)):
+                ahead.append(work)
+            if not ahead:
+                return
+            work = ahead.popleft()
+            self._embed(work)
+            if work.is_last:
+                yield self._finish(work.shard)
+
+    def _plan(self, shards: Iterator[str]) -> Iterator[_Work]:
+        """Open shard after shard and hand its batches to the decoders."""
+        for name in shards:
+            started = time.monotonic()
+            shard = _Shard(open_shard(self.dataset, self.refs[name], self.local), started)
+            members = [(m.offset, m.size) for m in shard.source.members]
+            for rows in batches(len(members), self.batch):
+                batch = self.pool.submit(shard.source.path, [members[i] for i in rows])
+                yield _Work(shard, rows, batch, rows.stop == len(members))
+
+    def _embed(self, work: _Work) -> None:
+        lost = work.batch.wait()
+        good = [i for i, why in enumerate(lost) if why is None]
+        keys = work.shard.source.keys
+        for i, why in enumerate(lost):
+            if why is not None:
+                work.shard.lost.append(Dropped(keys[work.rows[i]], *why))
+        if good:
+            pixels = self.pool.pixels(work.batch)
+            work.shard.parts.append(self.model.embed_images(pixels[good]))
+        work.shard.kept += [work.rows[i] for i in good]
+        self.pool.release(work.batch)
+        reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
+        self.report(samples_done(f"embed/{self.folder}", len(good), reasons))
+
+    def _finish(self, shard: _Shard) -> Outcome:
+        """Bring a shard's vectors home, embed its captions, score, write."""
+        source, name = shard.source, shard.source.name
+        image_ND = _halves(self._gather(shard.parts))
+        dropped = [*source.dropped, *shard.lost]
+        files = {
+            "img_emb": output.write_vectors(self.dataset, self.folder, "img_emb", name, image_ND)
+        }
+        text_ND = None
+        if self.text:
+            text_ND = _halves(self.model.encode_texts(self._captions(shard)))
+            files["text_emb"] = output.write_vectors(
+                self.dataset, self.folder, "text_emb", name, text_ND
+            )
+        files["metadata"] = output.write_metadata(self.dataset, self.folder, source, shard.kept)
+        files["dropped"] = output.write_dropped(self.dataset, self.folder, name, dropped)
+        self.local.done(source.path)
+        counts = Counts.of(len(shard.kept), output.reasons_of(dropped))
+        also = self._score(shard, image_ND, text_ND)
+        return Outcome(name, counts, files, time.monotonic() - shard.started, also=also)
+
+    def _captions(self, shard: _Shard) -> list[str]:
+        return [shard.source.captions[i] or "" for i in shard.kept]
+
+    def _score(
+        self, shard: _Shard, image_ND: NDArray[np.float16], text_ND: NDArray[np.float16] | None
+    ) -> dict[str, tuple[dict[str, Written], Counts]]:
+        """Score what was stored, so that scoring later gives the same values."""
+        captioned = [has_words(shard.source.captions[i]) for i in shard.kept]
+        text = None if text_ND is None else unit_rows(text_ND)
+        rows = Rows(unit_rows(image_ND), text, np.array(captioned, dtype=bool))
+        keys = [shard.source.keys[i] for i in shard.kept]
+        also = {}
+        for scorer in self.scorers:
+            values = scorer.score(rows)
+            written = write_scores(self.dataset, scorer.column, shard.source.name, keys, values)
+            also[score_stage(scorer.column)] = ({"scores": written}, Counts.of(len(keys), {}))
+        return also
+
+    def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
+        if not parts:
+            return np.empty((0, self.model.dim), np.float32)
+        rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+        return rows
+
+
+def _halves(emb_ND: NDArray[np.float32]) -> NDArray[np.float16]:
+    return emb_ND.astype(np.float16)

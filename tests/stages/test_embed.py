@@ -1,0 +1,173 @@
+"""embed: what open_clip gives, aligned, resumable, every sample accounted for."""
+
+import io
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from laionkit.core.embeddings import list_embeddings, model_made, score_files
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
+from laionkit.core.files import Folder
+from laionkit.core.progress import Counts
+from laionkit.core.runner import Runner
+from laionkit.ops.vectors import unit_rows
+from laionkit.stages.embed import EmbedConfig, embed
+from laionkit.stages.score import ScoreConfig, score
+from tests.stages.shards import picture, shard_of, write_shard, write_shards
+
+CPU = Runner(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def settings(small_clip):
+    return {"model": f"local-dir:{small_clip}", "precision": "fp32", "as_name": "small"}
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, settings):
+    """Three shards of unlike size, embedded in batches of 3."""
+    path = tmp_path_factory.mktemp("embedded")
+    folder = write_shards(path, {f"{n:05d}": shard_of(n, n * 3 + 1) for n in range(3)})
+    report = embed(str(path), EmbedConfig(**settings, batch_size=3), runner=CPU)
+    assert report.counts == Counts.of(12, {})
+    return folder
+
+
+def vectors(folder: Folder, kind: str = "image", model: str = "small") -> np.ndarray:
+    refs = list_embeddings(folder, model)
+    return np.concatenate([np.load(io.BytesIO(folder.read_bytes(getattr(r, kind)))) for r in refs])
+
+
+def test_vectors_are_what_open_clip_gives(embedded, small_clip):
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{small_clip}")
+    samples = [s for n in range(3) for s in shard_of(n, n * 3 + 1)]
+    images = torch.stack([transform(Image.open(io.BytesIO(data))) for _, data, _ in samples])
+    tokens = open_clip.get_tokenizer(f"local-dir:{small_clip}")([c for _, _, c in samples])
+    with torch.inference_mode():
+        image_ND = model.eval().encode_image(images, normalize=True).numpy()
+        text_ND = model.encode_text(tokens, normalize=True).numpy()
+    assert (unit_rows(vectors(embedded)) * image_ND).sum(axis=1).min() > 0.9999
+    assert (unit_rows(vectors(embedded, "text")) * text_ND).sum(axis=1).min() > 0.9999
+    assert vectors(embedded).dtype == vectors(embedded, "text").dtype == np.float16
+
+
+def test_the_layout_is_clip_retrievals(embedded):
+    assert embedded.names("embeddings/small/img_emb") == [f"img_emb_{n:05d}.npy" for n in range(3)]
+    assert embedded.names("embeddings/small/text_emb")[0] == "text_emb_00000.npy"
+    table = embedded.read_table("embeddings/small/metadata/metadata_00001.parquet")
+    assert table.column_names[:2] == ["image_path", "caption"]
+    assert table["image_path"].to_pylist() == [f"00001{i:04d}" for i in range(4)]
+    assert table["url"].to_pylist()[3] == "http://x/000010003"
+
+
+def test_similarity_is_scored_in_the_same_pass(embedded):
+    expected = (vectors(embedded).astype(float) * vectors(embedded, "text")).sum(axis=1)
+    files = score_files(embedded, "clip_similarity")
+    values = [v for f in files for v in embedded.read_table(f)["value"].to_pylist()]
+    np.testing.assert_allclose(values, expected, atol=2e-3)
+    provenance = json.loads(embedded.read_table(files[0]).schema.metadata[b"laionkit"])
+    assert provenance["model"] == "small"
+    assert provenance["backbone"].startswith("sha256:")
+
+
+def test_scoring_later_gives_the_same_values(embedded, settings, tmp_path):
+    before = [embedded.read_bytes(f) for f in score_files(embedded, "clip_similarity")]
+    folder = write_shards(tmp_path, {f"{n:05d}": shard_of(n, n * 3 + 1) for n in range(3)})
+    config = EmbedConfig(**settings, batch_size=3)
+    embed(str(tmp_path), config, runner=CPU)
+    for file in score_files(folder, "clip_similarity"):
+        folder.remove(file)
+        folder.remove(f".laionkit/score/clip_similarity/{file[-13:-8]}.json")
+    score(str(tmp_path), ScoreConfig(heads=("clip_similarity",)))
+    assert [folder.read_bytes(f) for f in score_files(folder, "clip_similarity")] == before
+
+
+def test_facts_say_whose_embeddings_these_are(embedded):
+    facts = model_made(embedded, "small").facts
+    assert facts["dim"] == 32
+    assert facts["backbone"] == f"sha256:{facts['weights_sha256']}"
+    assert model_made(embedded, "small").config["batch_size"] == 3
+
+
+def test_a_second_run_does_nothing_and_auto_settings_are_those_stored(embedded, settings):
+    report = embed(str(embedded), EmbedConfig(**settings), runner=CPU)
+    assert (report.skipped, report.shards, report.counts.ok) == (3, 3, 12)
+
+
+def test_another_config_is_stale(embedded, settings):
+    with pytest.raises(StaleOutput, match=r"batch_size=3; this run has batch_size=4"):
+        embed(str(embedded), EmbedConfig(**settings, batch_size=4), runner=CPU)
+
+
+def test_two_runs_give_the_same_bytes_and_shards_can_be_added(embedded, settings, tmp_path):
+    folder = write_shards(tmp_path, {"00002": shard_of(2, 7)})
+    config = EmbedConfig(**settings, batch_size=3)
+    embed(str(tmp_path), config, runner=CPU)
+    for n in (0, 1):
+        write_shard(folder, f"{n:05d}", shard_of(n, n * 3 + 1))
+    assert embed(str(tmp_path), config, runner=CPU).skipped == 1
+    for kind in ("img_emb", "text_emb", "metadata", "dropped"):
+        for name in folder.names(f"embeddings/small/{kind}"):
+            path = f"embeddings/small/{kind}/{name}"
+            assert folder.read_bytes(path) == embedded.read_bytes(path)
+
+
+def test_every_sample_is_accounted_for(tmp_path, settings):
+    samples = [
+        ("000000000", picture(0), "good"),
+        ("000000001", b"<html>not found</html>", "html"),
+        ("000000002", picture(2)[:400], "cut"),
+        ("000000003", picture(3, kind="PNG"), None),
+        ("000000004", picture(4, kind="WEBP"), b"caf\xe9 \xff"),
+        ("000000005", picture(5), "long " * 5000),
+        ("000000006", picture(6), "   "),
+        ("000000007", b"", "empty"),
+    ]
+    folder = write_shards(tmp_path, {"00000": samples, "00001": [], "00002": shard_of(2, 1)})
+    report = embed(str(tmp_path), EmbedConfig(**settings, batch_size=4), runner=CPU)
+    assert report.counts.seen == 9
+    assert report.counts.ok == 6
+    dropped = folder.read_table("embeddings/small/dropped/dropped_00000.parquet").to_pylist()
+    assert [row["key"][-1] for row in dropped] == ["1", "2", "7"]
+    assert dropped[0]["reason"] == "not_an_image"
+    table = folder.read_table("embeddings/small/metadata/metadata_00000.parquet")
+    assert [key[-1] for key in table["image_path"].to_pylist()] == list("03456")
+    assert table["caption"].to_pylist()[2] == "caf\ufffd \ufffd"
+    assert len(vectors(folder)) == len(vectors(folder, "text")) == 6
+    np.testing.assert_allclose(np.linalg.norm(vectors(folder).astype(float), axis=1), 1, atol=2e-3)
+    values = folder.read_table(score_files(folder, "clip_similarity")[0])["value"].to_pylist()
+    assert [value is None for value in values] == [False, True, False, False, True]
+
+
+def test_a_corrupt_tar_keeps_its_good_samples(tmp_path, settings):
+    folder = write_shards(tmp_path, {"00000": shard_of(0, 5)})
+    tar = tmp_path / "shards/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:9000])
+    report = embed(str(tmp_path), EmbedConfig(**settings, batch_size=4), runner=CPU)
+    assert report.counts.ok > 0
+    assert report.counts.reasons == {"corrupt_tar": 5 - report.counts.ok}
+    assert len(vectors(folder)) == report.counts.ok
+
+
+def test_captions_can_be_left_out(tmp_path, settings):
+    folder = write_shards(tmp_path, {"00000": shard_of(0, 2)})
+    embed(str(tmp_path), EmbedConfig(**settings, text=False), runner=CPU)
+    assert list_embeddings(folder, "small")[0].text is None
+    assert not folder.exists("scores/clip_similarity")
+    with pytest.raises(ConfigError, match="without captions"):
+        score(str(tmp_path), ScoreConfig(heads=("clip_similarity",)))
+
+
+def test_no_model_lists_five_good_ones(tmp_path):
+    write_shards(tmp_path, {"00000": shard_of(0, 1)})
+    with pytest.raises(ConfigError, match=r"Five good choices: ViT-L-14-quickgelu/openai.*1.7 GB"):
+        embed(str(tmp_path))
+
+
+def test_a_folder_without_shards_says_what_to_run_first(tmp_path, settings):
+    with pytest.raises(InputError, match="no image shards: run laionkit fetch or adopt"):
+        embed(str(tmp_path), EmbedConfig(**settings))
