@@ -82,6 +82,8 @@ class Reason(StrEnum):
     CORRUPT_TAR = "corrupt_tar"
     MEMBER_MISSING = "member_missing"
     ENGINE_FAILED = "engine_failed"
+    # head fit, score --import: a rating or score of a sample that has no vector here
+    NOT_EMBEDDED = "not_embedded"
 
     @property
     def status(self) -> Status:
