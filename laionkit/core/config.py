@@ -56,7 +56,11 @@ class StageConfig(BaseModel):
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Validate `values`; a pydantic error becomes our one line, naming `where` it stood."""
+        """Validate `values`; a pydantic error becomes our one line, naming `where` it stood.
+
+        A field that Python makes end in ``_`` (``as_``) is also known without it.
+        """
+        values = {f"{k}_" if f"{k}_" in cls.model_fields else k: v for k, v in values.items()}
         for key in values:
             if key not in cls.model_fields:
                 hint = did_you_mean(key, cls.model_fields)

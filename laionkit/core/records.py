@@ -234,7 +234,7 @@ def _json(value: Any) -> Any:
 
 
 def _flag(name: str, value: Any) -> str:
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + name.strip("_").replace("_", "-")
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -19,16 +19,17 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 
 class ShardWriter:
-    """Writes samples into one open tar. Keys must come in ascending order."""
+    """Writes samples into one open tar, keys in ascending order unless `ordered` is False."""
 
-    def __init__(self, file: HashingFile) -> None:
+    def __init__(self, file: HashingFile, *, ordered: bool = True) -> None:
         """Write into `file`; the caller owns and closes it."""
+        self._ordered = ordered
         self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
         self._last = ""
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
-        if key <= self._last:
+        if self._ordered and key <= self._last:
             raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
         self._last = key
         for extension, data in members.items():

@@ -17,12 +17,13 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
+from laionkit.core.config import fingerprint
 from laionkit.core.embeddings import (
     embedded_models,
     list_embeddings,
     model_made,
     score_columns,
-    score_files,
+    score_stage,
 )
 from laionkit.core.errors import ConfigError, InputError, StageFailed
 from laionkit.core.files import Folder
@@ -59,9 +60,10 @@ class _Source:
 class DatasetTable:
     """A DuckDB connection over one dataset.
 
-    `columns` maps each column to its DuckDB type, `origins` to where it comes from. `memory_mb`
-    bounds the engine, which spills to disk above it; `timeout_s` bounds each query. With
-    `guard`, the engine of a local dataset can open no file but the dataset's from then on.
+    `columns` maps each column to its DuckDB type, `origins` to where it comes from, `inputs` each
+    source to the content of its files. `memory_mb` bounds the engine, which spills to disk above
+    it; `timeout_s` bounds each query. With `guard`, the engine of a local dataset can open no
+    file but the dataset's from then on.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class DatasetTable:
         self.columns: dict[str, str] = {}
         self.origins: dict[str, str] = {}
         self._places: dict[str, tuple[_Source, str]] = {}
+        self.inputs: dict[str, str] = {}
         self._add_rows()
         for column, made in score_columns(self.folder).items():
             self._add_score(column, made)
@@ -151,10 +154,25 @@ class DatasetTable:
         with self._deadline():
             return self._con.execute(sql, list(parameters))
 
-    def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
-        """Run SQL of our own making; yield arrow record batches of about `rows` rows."""
+    def arrow(self, sql: str) -> Any:
+        """Run SQL of our own making; the result as an arrow table."""
         with self._deadline():
+            return self._con.sql(sql).to_arrow_table()
+
+    def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
+        """Run SQL of our own making; yield arrow record batches of about `rows` rows.
+
+        No deadline: whoever takes the batches sets the pace.
+        """
+        with self._errors():
             yield from self._con.sql(sql).to_arrow_reader(rows)
+
+    def insert(self, name: str, rows: Any) -> None:
+        """Append an arrow table's rows to a temporary table, made where it is not there."""
+        self._con.register("laionkit_rows", rows)
+        self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS FROM laionkit_rows LIMIT 0")
+        self.execute(f"INSERT INTO {name} FROM laionkit_rows")
+        self._con.unregister("laionkit_rows")
 
     def infos(self) -> list[ColumnInfo]:
         """Type, origin, nulls and range of each column, in one scan."""
@@ -178,6 +196,15 @@ class DatasetTable:
         if self.timeout_s:
             timer.start()
         try:
+            with self._errors():
+                yield
+        finally:
+            timer.cancel()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn the engine's errors into our one line."""
+        try:
             yield
         except duckdb.InterruptException as error:
             raise InputError(
@@ -189,8 +216,6 @@ class DatasetTable:
             raise InputError(f"{self.folder}: {one_line(error)}") from error
         except duckdb.Error as error:
             raise ConfigError(f"{self.folder}: {one_line(error)}") from error
-        finally:
-            timer.cancel()
 
     def _guard(self) -> None:
         """From now on, open no file but those of the views."""
@@ -201,8 +226,11 @@ class DatasetTable:
 
     def _add_rows(self) -> None:
         """The sources that say which keys there are: metadata, shards, or embeddings."""
-        parts = _metadata_files(self.folder)
-        shards = [(ref.name, ref.table) for ref in list_shards(self.folder)]
+        parts = self._metadata_files()
+        refs = list_shards(self.folder)
+        shards = [(ref.name, ref.table) for ref in refs]
+        if refs:
+            self.inputs["shards"] = fingerprint({ref.name: ref.content for ref in refs})
         metadata = self._source("metadata", parts) if parts else None
         fetched = self._source("fetched", shards) if shards else None
         if metadata and fetched and not self._complete(metadata, fetched):
@@ -213,6 +241,18 @@ class DatasetTable:
         else:
             self._show(self._embedding_rows())
 
+    def _metadata_files(self) -> list[tuple[str, str]]:
+        """(part, path) of each finished part of the metadata."""
+        records = list(StageRecords(self.folder, METADATA).all())
+        if records:
+            self.inputs[METADATA] = fingerprint({r.shard: r.content() for r in records})
+        return [
+            (record.shard, entry.path)
+            for record in records
+            for entry in record.files.values()
+            if entry.path.endswith(f"{record.shard}.parquet")
+        ]
+
     def _complete(self, metadata: _Source, fetched: _Source) -> bool:
         """Whether every link was tried and every column carried: then shards alone say all."""
         there = {name.lower() for name in fetched.columns}
@@ -220,8 +260,11 @@ class DatasetTable:
 
     def _embedding_rows(self) -> _Source:
         for model in embedded_models(self.folder):
-            refs = [(ref.name, ref.metadata) for ref in list_embeddings(self.folder, model)]
+            found = list_embeddings(self.folder, model)
+            refs = [(ref.name, ref.metadata) for ref in found]
             if refs:
+                contents = {ref.name: ref.content for ref in found}
+                self.inputs[f"embeddings/{model}"] = fingerprint(contents)
                 made = model_made(self.folder, model)
                 key = str(made.facts.get("key_column", "image_path"))
                 return self._source("embedded", refs, key=key)
@@ -230,10 +273,12 @@ class DatasetTable:
         )
 
     def _add_score(self, column: str, made: StageMade) -> None:
-        paths = score_files(self.folder, column)
-        if not paths:
+        records = list(StageRecords(self.folder, score_stage(column)).all())
+        if not records:
             return
-        files = [(Path(path).stem, path) for path in paths]
+        contents = {record.shard: record.content() for record in records}
+        self.inputs[f"scores/{column}"] = fingerprint(contents)
+        files = [(record.shard, record.files["scores"].path) for record in records]
         source = self._source(f"score_{len(self._sources)}", files)
         self._sources.append(source)
         name = column if column.lower() not in {c.lower() for c in self.columns} else f"{column}_2"
@@ -373,16 +418,6 @@ def _connect(memory_mb: int, threads: int | None) -> Any:
     if threads:
         con.execute(f"SET threads = {threads}")
     return con
-
-
-def _metadata_files(folder: Folder) -> list[tuple[str, str]]:
-    """(part, path) of each finished part of the metadata."""
-    return [
-        (record.shard, entry.path)
-        for record in StageRecords(folder, METADATA).all()
-        for entry in record.files.values()
-        if entry.path.endswith(f"{record.shard}.parquet")
-    ]
 
 
 def _origin(name: str) -> str:

@@ -1,0 +1,236 @@
+"""``subset``: from a question to a training set, and for each sample left out the reason.
+
+Steps in order, each over what the one before left: the picture is there, the preset, ``where``.
+Written beside its final place and moved there whole: a reader never sees half a subset.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from laionkit.core.errors import ConfigError, InputError, StageFailed, is_disk_full
+from laionkit.core.files import Folder, Written
+from laionkit.core.progress import Counts, StageEnded, StageStarted
+from laionkit.core.records import FileEntry, ShardRecord, StageRecords
+from laionkit.core.runner import Runner, StageReport
+from laionkit.core.schemas import SUBSETS
+from laionkit.core.table import DatasetTable
+from laionkit.ops.predicates import Term, parse_where
+from laionkit.ops.presets import Preset, choose_preset
+from laionkit.stages.subset.card import write_card
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
+from laionkit.stages.subset.selection import FunnelStep, Selection
+
+__all__ = ["SubsetConfig", "subset"]
+
+WHOLE = "all"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done, checked against the columns there are."""
+
+    terms: tuple[Term, ...]
+    tops: tuple[tuple[str, float], ...]
+    preset: Preset | None
+
+
+def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> StageReport:
+    """Write the subset that `config` describes below subsets/NAME, whole or not at all.
+
+    Raises StaleOutput where that name holds another recipe, ConfigError for a filter or preset
+    that cannot be, InputError where nothing would be left.
+    """
+    started = time.monotonic()
+    folder = Folder(dataset)
+    records = StageRecords(folder, f"subset/{config.name}")
+    with DatasetTable(folder, memory_mb=config.memory_mb, timeout_s=config.timeout_s) as table:
+        plan = _plan(table, config)
+        _forget_unfinished(records)
+        config = runner.begin(records, config)
+        done = records.finished(WHOLE, table.inputs)
+        if done is not None:
+            return _report(records, done, skipped=1)
+        runner.progress.emit(StageStarted(records.stage, 1, 0))
+        try:
+            record = _make(table, config, plan, records, runner)
+        except BaseException:
+            _forget_unfinished(records)
+            raise
+    seconds = time.monotonic() - started
+    runner.progress.emit(StageEnded(records.stage, record.counts, seconds))
+    return _report(records, record, skipped=0)
+
+
+def _plan(table: DatasetTable, config: SubsetConfig) -> _Plan:
+    """Check every step before any work is done."""
+    terms: list[Term] = []
+    tops: list[tuple[str, float]] = []
+    preset = None
+    if config.preset:
+        preset = choose_preset(config.preset, table.columns, config.language)
+        for step in preset.steps:
+            if step.top is None:
+                terms += parse_where(step.condition, table.columns).terms
+            else:
+                tops.append((step.column, step.top))
+    if config.where.strip():
+        terms += parse_where(config.where, table.columns).terms
+    for term in terms:
+        table.check(term.sql)
+    if config.caption not in table.columns and config.as_ == "shards":
+        raise ConfigError(
+            f"caption={config.caption!r} is no column; there are {', '.join(table.columns)}"
+        )
+    return _Plan(tuple(terms), tuple(tops), preset)
+
+
+def _make(
+    table: DatasetTable, config: SubsetConfig, plan: _Plan, records: StageRecords, runner: Runner
+) -> ShardRecord:
+    started = time.monotonic()
+    selection = _select(table, config, plan)
+    folder = records.dataset
+    partial = f"{SUBSETS}/.{config.name}.partial"
+    _remove_tree(folder, partial)
+    try:
+        target = folder.folder(partial)
+        export = write_kept(selection, folder, target, config)
+        export.files["dropped"] = write_dropped(selection, target)
+        counts, funnel = selection.counts(), selection.funnel()
+        _check_sum(table, counts, export, records)
+        if export.sizes:
+            export.files["sizes"] = target.write_json("sizes.json", export.sizes)
+        export.files["card"] = write_card(target, config, counts, funnel, _notes(table, plan))
+        record = _record(table, config, records, export, counts, funnel, started)
+        _publish(folder, partial, f"{SUBSETS}/{config.name}")
+    except OSError as error:
+        if is_disk_full(error):
+            raise StageFailed(
+                f"no space left on the disk of {folder}: nothing of {config.name} was published"
+            ) from error
+        raise
+    finally:
+        _remove_tree(folder, partial)
+    records.commit(record)
+    for note in _notes(table, plan):
+        runner.note(records.stage, note)
+    return record
+
+
+def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection:
+    """Run every step. Raises InputError where nothing is left, with the funnel."""
+    selection = Selection(table, config.keep_nulls)
+    pictures = config.as_ != "parquet"
+    selection.judge(plan.terms, needs_picture=pictures)
+    for column, share in plan.tops:
+        selection.keep_top(column, share=share)
+    if pictures:
+        locate(selection, table.folder)
+    if not selection.counts().ok:
+        raise InputError(f"nothing is left, so nothing was written: {_said(selection.funnel())}")
+    if pictures and plan.preset and plan.preset.side_px and not config.allow_small:
+        _check_stored_sides(table, plan.preset)
+    return selection
+
+
+def _check_stored_sides(table: DatasetTable, preset: Preset) -> None:
+    """Refuse pictures that were stored smaller than the preset's sides."""
+    if not {"width", "height"} <= set(table.columns):
+        return
+    small, total, least = table.execute(
+        f"SELECT count(*) FILTER (greatest(width, height) < {preset.side_px}), count(*), "
+        "min(greatest(width, height)) FROM judged j JOIN "
+        f"({table.select(['key', 'width', 'height'])}) s ON s.key = j.key WHERE code = 0"
+    ).fetchone()
+    if small:
+        raise ConfigError(
+            f"preset {preset.name} is for sides of {preset.side_px} px, and {small} of {total} "
+            f"pictures are stored smaller (from {least} px): fetch with --image-size "
+            f"{preset.side_px} or more, or add --allow-small"
+        )
+
+
+def _notes(table: DatasetTable, plan: _Plan) -> tuple[str, ...]:
+    if plan.preset is None:
+        return ()
+    used = ", ".join(f"{name} ({table.origins[name]})" for name in plan.preset.used)
+    return (f"preset {plan.preset.name} read {used}",)
+
+
+def _check_sum(table: DatasetTable, counts: Counts, export: Export, records: StageRecords) -> None:
+    """In = kept + Σ reasons, and what was written is what was counted."""
+    if counts.seen != table.rows or export.rows != counts.ok:
+        raise StageFailed(
+            f"{records.stage}: {table.rows} samples came in, {export.rows} were written and "
+            f"{counts.seen - counts.ok} dropped: the dataset changed meanwhile; run again"
+        )
+
+
+def _record(
+    table: DatasetTable,
+    config: SubsetConfig,
+    records: StageRecords,
+    export: Export,
+    counts: Counts,
+    funnel: Sequence[FunnelStep],
+    started: float,
+) -> ShardRecord:
+    made = records.made()
+    base = f"{SUBSETS}/{config.name}"
+    files = {
+        role: FileEntry.of(Written(f"{base}/{written.path}", written.size, written.sha256))
+        for role, written in export.files.items()
+    }
+    return ShardRecord(
+        shard=WHOLE,
+        fingerprint=made.fingerprint() if made else "",
+        inputs=table.inputs,
+        counts=counts,
+        files=files,
+        extra={"funnel": [[step.name, step.seen, step.dropped] for step in funnel]},
+        effort=config.effort(),
+        seconds=round(time.monotonic() - started, 3),
+        finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _publish(folder: Folder, partial: str, final: str) -> None:
+    """Put the finished folder in its place; what was there goes only then."""
+    old = f"{partial}.old"
+    _remove_tree(folder, old)
+    if folder.exists(final):
+        folder.move(final, old)
+    folder.move(partial, final)
+    _remove_tree(folder, old)
+
+
+def _remove_tree(folder: Folder, name: str) -> None:
+    if folder.exists(name):
+        folder.fs.rm(folder.at(name), recursive=True)
+
+
+def _forget_unfinished(records: StageRecords) -> None:
+    """Forget the recipe of a subset that was never finished: its name is free."""
+    if records.made() is not None and not records.names():
+        records.folder.remove("_stage.json")
+
+
+def _report(records: StageRecords, record: ShardRecord, *, skipped: int) -> StageReport:
+    return StageReport(
+        stage=records.stage,
+        dataset=records.dataset.url,
+        counts=record.counts,
+        shards=1,
+        skipped=skipped,
+        seconds=record.seconds,
+        outputs=tuple(entry.path for entry in record.files.values()),
+        extra={"funnel": record.extra["funnel"]},
+    )
+
+
+def _said(funnel: Sequence[FunnelStep]) -> str:
+    """A funnel in one line."""
+    start = f"{funnel[0].seen} samples" if funnel else "0 samples"
+    return ", ".join([start, *(f"{s.dropped} dropped by {s.name}" for s in funnel if s.dropped)])
