@@ -54,9 +54,9 @@ class HeadFitConfig(StageConfig):
 def fit_head(
     ratings: str,
     dataset: str,
-    config: HeadFitConfig = HeadFitConfig(),  # noqa: B008
+    config: HeadFitConfig = HeadFitConfig(),
     *,
-    runner: Runner = Runner(),  # noqa: B008
+    runner: Runner = Runner(),
 ) -> StageReport:
     """Fit a linear head on a dataset's embeddings and a file of ratings, and save it."""
     started = time.monotonic()

@@ -45,9 +45,9 @@ class ScoreConfig(StageConfig):
 
 def score(
     dataset: str,
-    config: ScoreConfig = ScoreConfig(),  # noqa: B008
+    config: ScoreConfig = ScoreConfig(),
     *,
-    runner: Runner = Runner(),  # noqa: B008
+    runner: Runner = Runner(),
 ) -> StageReport:
     """Score a dataset's embeddings with every head asked for, one column each."""
     from laionkit.backends.heads.scorers import open_scorers

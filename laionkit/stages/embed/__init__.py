@@ -61,9 +61,9 @@ class EmbedConfig(StageConfig):
 
 def embed(
     dataset: str,
-    config: EmbedConfig = EmbedConfig(),  # noqa: B008
+    config: EmbedConfig = EmbedConfig(),
     *,
-    runner: Runner = Runner(),  # noqa: B008
+    runner: Runner = Runner(),
 ) -> StageReport:
     """Embed every image shard of a dataset with one model."""
     folder = Folder(dataset)
