@@ -1,0 +1,127 @@
+"""Resizing and encoding, with img2dataset's modes, defaults and results.
+
+Source of the modes: img2dataset 1.47, resizer.py (albumentations' SmallestMaxSize, LongestMaxSize,
+CenterCrop and PadIfNeeded over OpenCV).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from laionkit.core.schemas import Reason
+from laionkit.ops.images import PictureError, Size
+
+ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
+Filter = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+EncodeFormat = Literal["jpg", "png", "webp"]
+
+_FILTERS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+# Threads of ours decode several pictures at once; OpenCV's own would only fight them.
+cv2.setNumThreads(1)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How to size pictures. `edge_px` is the target of the side that `mode` looks at.
+
+    ``keep_ratio`` and ``center_crop`` scale the shorter side to it, ``keep_ratio_largest`` and
+    ``border`` the longer one; ``no`` leaves pictures as they are.
+    """
+
+    mode: ResizeMode = "border"
+    edge_px: int = 256
+    only_if_bigger: bool = False
+    up: Filter = "lanczos"
+    down: Filter = "area"
+
+    def scaled(self, size: Size) -> Size:
+        """The (width, height) that a picture is scaled to, before any crop or border."""
+        if self.mode == "no":
+            return size
+        side = min(size) if self.mode in ("keep_ratio", "center_crop") else max(size)
+        if side == self.edge_px or (self.only_if_bigger and side < self.edge_px):
+            return size
+        scale = self.edge_px / side
+        width, height = (max(1, round(edge * scale)) for edge in size)
+        return width, height
+
+    def applies(self, size: Size) -> bool:
+        """Whether a picture of that size is changed at all."""
+        if self.mode == "no":
+            return False
+        side = min(size) if self.mode in ("keep_ratio", "center_crop") else max(size)
+        if self.only_if_bigger and side <= self.edge_px:
+            return False
+        return size != self.final(size)
+
+    def final(self, size: Size) -> Size:
+        """The (width, height) of the result."""
+        scaled = self.scaled(size)
+        side = min(size) if self.mode == "center_crop" else max(size)
+        if self.mode in ("center_crop", "border") and not (
+            self.only_if_bigger and side <= self.edge_px
+        ):
+            return self.edge_px, self.edge_px
+        return scaled
+
+
+def resize(
+    image_HWC: NDArray[np.uint8], how: Resize, original: Size | None = None
+) -> NDArray[np.uint8]:
+    """Bring a picture to its final size; `original` is its size before a coarse decode."""
+    height, width = image_HWC.shape[:2]
+    original = original or (width, height)
+    target = how.scaled(original)
+    if target != (width, height):
+        image_HWC = scale(image_HWC, target, how.down if target < original else how.up)
+    return frame(image_HWC, how, original)
+
+
+def scale(image_HWC: NDArray[np.uint8], target: Size, name: Filter) -> NDArray[np.uint8]:
+    """Scale to (width, height) with the named filter; area weighs fractions of pixels exactly."""
+    scaled = cv2.resize(image_HWC, target, interpolation=_FILTERS[name])
+    return np.asarray(scaled, dtype=np.uint8)
+
+
+def frame(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:
+    """Crop to the middle, or add the white border, where the mode asks for it."""
+    height, width = image_HWC.shape[:2]
+    to_width, to_height = how.final(original)
+    if how.mode == "center_crop":
+        top, left = (height - to_height) // 2, (width - to_width) // 2
+        return np.ascontiguousarray(image_HWC[top : top + to_height, left : left + to_width])
+    if how.mode == "border" and (to_width, to_height) != (width, height):
+        canvas = np.full((to_height, to_width, 3), 255, np.uint8)
+        top, left = (to_height - height) // 2, (to_width - width) // 2
+        canvas[top : top + height, left : left + width] = image_HWC
+        return canvas
+    return image_HWC
+
+
+def encode(image_HWC: NDArray[np.uint8], kind: EncodeFormat, quality: int) -> bytes:
+    """Encode RGB pixels, without any metadata. For png, `quality` is the compression, 0 to 9.
+
+    JPEG is 4:2:0, as OpenCV (and so img2dataset) writes it. Raises PictureError where it fails.
+    """
+    try:
+        if kind == "jpg":
+            image = np.ascontiguousarray(image_HWC)
+            return bytes(simplejpeg.encode_jpeg(image, quality, "RGB", "420", fastdct=False))
+        flag = cv2.IMWRITE_PNG_COMPRESSION if kind == "png" else cv2.IMWRITE_WEBP_QUALITY
+        bgr = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
+        done, data = cv2.imencode(f".{kind}", bgr, [flag, quality])
+    except (cv2.error, ValueError) as error:
+        raise PictureError(Reason.ENCODE_FAILED, str(error)) from error
+    if not done:
+        raise PictureError(Reason.ENCODE_FAILED, f"OpenCV could not write {kind}")
+    return bytes(data.tobytes())

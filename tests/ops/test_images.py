@@ -1,0 +1,192 @@
+"""Decoding: every odd, broken and hostile file; orientation; colour; truncation; coarse decodes."""
+
+import csv
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from laionkit.core.schemas import Reason
+from laionkit.ops.images import Limits, PictureError, decode, read_size, sniff
+
+REFUSED_FORMATS = {"ICO", "PSD", "PPM", "TGA", "JPEG2000"}
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gradient(width: int = 60, height: int = 40) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
+
+
+def outcome(data: bytes) -> str:
+    try:
+        picture = decode(data)
+    except PictureError as error:
+        return error.reason
+    return hashlib.sha256(picture.rgb.tobytes()).hexdigest()[:16]
+
+
+def odd_rows(real_data):
+    with (real_data / "odd-images/expected_pillow.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_odd_images_decode_where_pillow_does_and_fail_with_a_reason_where_it_does_not(real_data):
+    for row in odd_rows(real_data):
+        data = (real_data / "odd-images" / row["file"]).read_bytes()
+        got = outcome(data)
+        if row["rgb"] == "ok" and row["format"] not in REFUSED_FORMATS:
+            assert got not in list(Reason), row["file"]
+        else:
+            assert got in list(Reason), row["file"]
+
+
+def test_plain_odd_images_have_pillows_exact_pixels(real_data):
+    same = 0
+    for row in odd_rows(real_data):
+        if row["rgb"] != "ok" or row["mode"] not in ("RGB", "L") or row["format"] == "MPO":
+            continue
+        turned = row["exif_orientation"] not in ("", "1")
+        if turned or row["format"] in REFUSED_FORMATS or "trns" in row["file"]:
+            continue
+        data = (real_data / "odd-images" / row["file"]).read_bytes()
+        assert outcome(data) == row["rgb_sha256_16"], row["file"]
+        same += 1
+    assert same >= 36
+
+
+def test_bombs_are_refused_from_their_header(real_data):
+    for row in odd_rows(real_data):
+        if "DecompressionBomb" in row["open"] and not row["file"].endswith(".ico"):
+            data = (real_data / "odd-images" / row["file"]).read_bytes()
+            assert outcome(data) == Reason.TOO_MANY_PIXELS, row["file"]
+
+
+def test_truncated_files_are_told_from_broken_ones(real_data):
+    for name in ("truncated_jpeg.jpg", "truncated_image.png", "bmp__b__shortfile.bmp"):
+        data = (real_data / "odd-images/pillow" / name).read_bytes()
+        assert outcome(data) == Reason.TRUNCATED_IMAGE, name
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF"])
+def test_a_file_cut_anywhere_never_raises_anything_else(kind):
+    data = encoded(gradient(), kind)
+    for size in range(0, len(data), max(1, len(data) // 40)):
+        outcome(data[:size])
+
+
+def test_a_jpeg_cut_in_its_pixels_is_refused():
+    data = encoded(gradient(400, 300), "JPEG", quality=95)
+    assert outcome(data[: len(data) // 2]) == Reason.TRUNCATED_IMAGE
+
+
+def test_all_orientations_of_one_scene_look_alike(real_data):
+    folder = real_data / "images/exif-orientation"
+    scenes = [decode((folder / f"Landscape_{i}.jpg").read_bytes()) for i in range(9)]
+    for scene in scenes[2:]:
+        assert scene.rgb.shape == scenes[1].rgb.shape
+        assert np.abs(scene.rgb.astype(int) - scenes[1].rgb).mean() < 12
+        assert (scene.original_width, scene.original_height) == scene.rgb.shape[1::-1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = gradient(64, 48)
+    fast = decode(encoded(image, "JPEG", exif=exif, quality=98, subsampling=0)).rgb
+    slow = decode(encoded(image, "PNG", exif=exif)).rgb
+    assert fast.shape == slow.shape
+    assert np.abs(fast.astype(int) - slow).mean() < 3
+
+
+def test_alpha_is_laid_on_white():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    palette = Image.new("P", (8, 8), 0)
+    palette.putpalette([10, 20, 30] * 256)
+    assert decode(encoded(clear, "PNG")).rgb.min() == 255
+    assert np.unique(decode(encoded(half, "PNG")).rgb).tolist() == [127]
+    assert decode(encoded(palette, "PNG", transparency=0)).rgb.min() == 255
+    assert decode(encoded(palette, "GIF")).rgb[0, 0].tolist() == [10, 20, 30]
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped():
+    values = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    rgb = decode(encoded(Image.fromarray(values), "PNG")).rgb
+    assert rgb[..., 0].ravel().tolist() == list(range(256))
+
+
+def test_an_embedded_profile_is_converted_to_srgb():
+    xyz = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ"))
+    image = Image.new("RGB", (16, 16), (120, 60, 200))
+    broken = decode(encoded(image, "PNG", icc_profile=b"no profile")).rgb
+    other_space = decode(encoded(image, "PNG", icc_profile=xyz.tobytes())).rgb
+    assert broken[0, 0].tolist() == other_space[0, 0].tolist() == [120, 60, 200]
+
+
+def test_a_swapped_profile_changes_colours_alike_in_both_paths(real_data):
+    data = (real_data / "odd-images/pillow/pil_sample_cmyk.jpg").read_bytes()
+    assert decode(data).rgb.shape == (100, 100, 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(max_pixels=2399), Reason.TOO_MANY_PIXELS),
+        (Limits(min_edge_px=41), Reason.TOO_SMALL),
+        (Limits(max_aspect=1.4), Reason.ASPECT_REFUSED),
+        (Limits(formats=("webp",)), Reason.FORMAT_REFUSED),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_limits_are_judged_from_the_header(limits, reason, kind):
+    whole = encoded(gradient(), kind)
+    with pytest.raises(PictureError) as caught:
+        decode(whole[:-20], limits)
+    assert caught.value.reason == reason
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused():
+    data = encoded(gradient(64, 64), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xda", first + 2)
+    many = data[:first] + data[first:second] * 500 + data[second:]
+    assert outcome(many) == Reason.DECODE_TIMEOUT
+
+
+def test_a_coarse_decode_stays_well_above_its_target():
+    data = encoded(gradient(1600, 1200), "JPEG", quality=95)
+    picture = decode(data, shrink_to=lambda size: (256, 192))
+    height, width = picture.rgb.shape[:2]
+    assert (picture.original_width, picture.original_height) == (1600, 1200)
+    assert 384 <= width < 1600
+    assert 288 <= height < 1200
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "word"),
+    [
+        (b"", Reason.NOT_AN_IMAGE, "no bytes"),
+        (b"<!DOCTYPE html><p>gone", Reason.NOT_AN_IMAGE, "HTML"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.FORMAT_REFUSED, "svg"),
+        (b"\x00" * 100, Reason.NOT_AN_IMAGE, "begins"),
+    ],
+)
+def test_what_is_no_picture_is_named(data, reason, word):
+    with pytest.raises(PictureError, match=word) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+def test_the_size_is_read_without_decoding():
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(gradient(), kind)
+        assert read_size(data) == (sniff(data), 60, 40)
