@@ -168,7 +168,7 @@ def _decode_pillow(data: bytes, kind: str, limits: Limits) -> Picture:
             rgb = to_rgb(upright)
         except MemoryError as error:
             raise PictureError(Reason.TOO_MANY_PIXELS, "not enough memory") from error
-        except Exception as error:  # noqa: BLE001 - hostile bytes: Pillow raises anything at all
+        except Exception as error:
             raise PictureError(*_decode_reason(error)) from error
         array = np.asarray(rgb)
         height, width = array.shape[:2]
@@ -185,7 +185,7 @@ def _open(data: bytes, kind: str) -> Image.Image:
         raise PictureError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except UnidentifiedImageError as error:
         raise PictureError(Reason.DECODE_FAILED, f"the {kind} header cannot be read") from error
-    except Exception as error:  # noqa: BLE001 - hostile bytes: Pillow raises anything at all
+    except Exception as error:
         raise PictureError(*_decode_reason(error)) from error
 
 
