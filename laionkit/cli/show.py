@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
 from pydantic import BaseModel
 from rich import box
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from laionkit.core.progress import Counts
 from laionkit.core.runner import StageReport
+from laionkit.core.status import StageStatus
+from laionkit.core.table import ColumnInfo
 
 console = Console(highlight=False)
 
@@ -34,7 +37,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def report(result: StageReport, *, json_output: bool = False) -> None:
+def report(result: StageReport, json_output: bool = False) -> None:
     """Print what a stage did: counts, each reason, rate, seconds, where things lie."""
     if json_output:
         as_json(result)
@@ -64,6 +67,46 @@ def print_counts(result: StageReport) -> None:
 def _lost(counts: Counts) -> str:
     lost = sum(counts.reasons.values())
     return f" + lost {lost:,}" if lost else ""
+
+
+def stages(found: Sequence[StageStatus]) -> None:
+    """Print a row a stage, then the reasons of each."""
+    titles = ("stage", "shards", "in", "ok", "lost", "MB", "seconds", "last")
+    rows = [
+        (
+            row.stage,
+            row.shards,
+            row.counts.seen,
+            row.counts.ok,
+            row.counts.seen - row.counts.ok,
+            round(row.bytes / 1e6, 1),
+            round(row.seconds, 1),
+            row.last,
+        )
+        for row in found
+    ]
+    table(titles, rows)
+    lost = [
+        (row.stage, reason, n) for row in found for reason, n in sorted(row.counts.reasons.items())
+    ]
+    if lost:
+        table(("stage", "reason", "lost"), lost)
+
+
+def columns(found: Sequence[ColumnInfo]) -> None:
+    """Print a row a column."""
+    rows = [(c.name, c.type, c.origin, c.nulls, c.min, c.max) for c in found]
+    table(("column", "type", "origin", "nulls", "min", "max"), rows)
+
+
+def hits(found: pd.DataFrame) -> None:
+    """Print hits, best first: key, match, scores, caption and where each came from."""
+    if not len(found):
+        console.print("no hits")
+        return
+    last = [name for name in ("caption", "url") if name in found]
+    order = [str(name) for name in found if name not in (*last, "shard", "row")] + last
+    table(order, found[order].itertuples(index=False))
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:

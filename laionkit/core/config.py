@@ -9,10 +9,11 @@ kind of setting, *how* a stage runs (workers, device), belongs to the Runner.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from laionkit.core.errors import ConfigError, did_you_mean
 
@@ -24,6 +25,25 @@ class _EffortMarker:
 
 
 Effort = Annotated[T, _EffortMarker()]
+
+
+def split_names(value: Any) -> Any:
+    """Split names at commas outside double quotes: ``a,b`` is two, ``prompt:"a, b"`` is one.
+
+    >>> split_names(["a,b", 'prompt:"x, y" vs "z"'])
+    ('a', 'b', 'prompt:"x, y" vs "z"')
+    """
+    if not isinstance(value, str | list | tuple):
+        return value
+    texts = [value] if isinstance(value, str) else value
+    if not all(isinstance(text, str) for text in texts):
+        return value
+    parts = [re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', text) for text in texts]
+    return tuple(name.strip() for some in parts for name in some if name.strip())
+
+
+# Several names in one setting: a list in a recipe, ``A,B`` or a repeated flag in a shell.
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 
 
 class StageConfig(BaseModel):
@@ -61,6 +81,7 @@ class StageConfig(BaseModel):
         A field that Python makes end in ``_`` (``as_``) is also known without it.
         """
         values = {f"{k}_" if f"{k}_" in cls.model_fields else k: v for k, v in values.items()}
+        values = {cls._field(key): value for key, value in values.items()}
         for key in values:
             if key not in cls.model_fields:
                 hint = did_you_mean(key, cls.model_fields)
@@ -69,6 +90,13 @@ class StageConfig(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ConfigError(f"{where}: {first_problem(error)}") from error
+
+
+    @classmethod
+    def _field(cls, key: str) -> str:
+        """The field a key means: ``as``, a Python keyword, is spelt ``as_`` or ``as_name``."""
+        named = (name for name in ("as_", "as_name") if key == "as" and name in cls.model_fields)
+        return next(named, key)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.core.config import StageConfig
+from laionkit.core.config import Names, StageConfig
 from laionkit.core.embeddings import (
     EmbeddingRef,
     choose_model,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class ScoreConfig(StageConfig):
     """Which heads score which embeddings."""
 
-    heads: tuple[str, ...] = ("aesthetic-v2",)
+    heads: Names = ("aesthetic-v2",)
     """Published heads by name, `clip_similarity`, or head files; each becomes a column. The
     default is the head of LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
     as_name: str | None = None

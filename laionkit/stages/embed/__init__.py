@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
-from laionkit.core.config import Effort, StageConfig
+from laionkit.core.config import Effort, Names, StageConfig
 from laionkit.core.embeddings import embed_stage, model_folder_name, score_stage
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
@@ -53,7 +53,7 @@ class EmbedConfig(StageConfig):
     """Also embed captions, and score each picture's similarity with its own."""
     as_name: Effort[str | None] = None
     """Short name of the folder under embeddings/, by default spelt from the model's name."""
-    heads: Effort[tuple[str, ...]] = ()
+    heads: Effort[Names] = ()
     """Heads to score in the same pass; `laionkit score` adds others later without the images."""
     decoders: Effort[Literal["auto"] | int] = "auto"
     """Decoding processes; auto leaves one core to the model where there are several."""

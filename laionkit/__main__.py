@@ -1,0 +1,5 @@
+"""``python -m laionkit`` is ``laionkit``."""
+
+from laionkit.cli import main
+
+main()
