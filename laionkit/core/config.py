@@ -91,7 +91,6 @@ class StageConfig(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"{where}: {first_problem(error)}") from error
 
-
     @classmethod
     def _field(cls, key: str) -> str:
         """The field a key means: ``as``, a Python keyword, is spelt ``as_`` or ``as_name``."""
