@@ -78,7 +78,7 @@ class DatasetTable:
         """Open a dataset. Raises InputError where it holds nothing that has rows."""
         self.folder = Folder(dataset) if isinstance(dataset, str) else dataset
         self.timeout_s = timeout_s
-        self._con = _connect(memory_mb, threads)
+        self._con = connect(memory_mb, threads)
         self._files: set[str] = set()
         if not self.folder.is_local:
             self._con.register_filesystem(self.folder.fs)
@@ -307,7 +307,7 @@ class DatasetTable:
         except duckdb.Error as error:
             raise InputError(f"{self.folder}: {one_line(error)}") from error
         view = f"laionkit_{name}"
-        picks = [f"{_name(inner)} AS {_name(outer)}" for outer, (inner, _) in shown.items()]
+        picks = [f"{_number(inner, kind)} AS {_name(o)}" for o, (inner, kind) in shown.items()]
         with_shard = name in ("fetched", "embedded") and "shard" not in shown
         if with_shard:
             names = ", ".join(_text(shard) for shard, _ in files)
@@ -408,7 +408,8 @@ def score_origin(made: StageMade) -> str:
     return f"{word}: {' on '.join(what[:2])}" if what else word
 
 
-def _connect(memory_mb: int, threads: int | None) -> Any:
+def connect(memory_mb: int = DEFAULT_MEMORY_MB, threads: int | None = None) -> Any:
+    """A DuckDB connection of its own that spills to disk above `memory_mb`."""
     spill = Path(tempfile.gettempdir()) / f"laionkit-{uuid.uuid4().hex}"
     con = duckdb.connect(config={"autoinstall_known_extensions": False})
     con.execute(f"SET memory_limit = '{memory_mb}MB'")
@@ -424,6 +425,12 @@ def _origin(name: str) -> str:
     if name in FETCHED_COLUMNS or name == "shard":
         return FETCHED
     return PUBLISHED if name in PUBLISHED_COLUMNS else CARRIED
+
+
+def _number(inner: str, kind: str) -> str:
+    """A column as it is, NaN as null: DuckDB holds NaN for greater than every threshold."""
+    name = _name(inner)
+    return f"nullif({name}, 'nan'::{kind})" if kind in ("FLOAT", "DOUBLE") else name
 
 
 def _is_nested(kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import tarfile
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import webdataset
 
 from laionkit.core.errors import ConfigError, InputError, StageFailed, StaleOutput
 from laionkit.core.runner import Runner
-from laionkit.stages.subset import SubsetConfig, subset
+from laionkit.stages.subset import SubsetConfig, subset, verify
 from tests.small_dataset import SmallDataset, laion_rows, picture
 
 ROWS = 25
@@ -134,10 +135,55 @@ def test_the_same_recipe_gives_the_same_bytes(dataset):
 def test_a_view_copies_nothing_and_says_where_pictures_lie(dataset):
     run(dataset, where="aesthetic_v2 >= 4", as_="view")
     assert not list((dataset.path / "subsets/best").glob("*.tar"))
-    for row in kept(dataset).to_pylist():
+    for row in pq.read_table(dataset.path / "subsets/best/view.parquet").to_pylist():
         with (dataset.path / f"shards/{row['shard']}.tar").open("rb") as file:
             file.seek(row["image_offset"])
             assert file.read(row["image_size"]) == picture(int(row["key"][-6:]) % 1000)
+
+
+@pytest.mark.parametrize("form", ["shards", "view", "parquet"])
+def test_a_subset_is_verified_and_a_change_anywhere_is_found(dataset, form):
+    run(dataset, where="aesthetic_v2 >= 2", as_=form, shuffle_seed=3, samples_per_shard=4)
+    manifest = json.loads((dataset.path / "subsets/best/manifest.json").read_text())
+    found = verify(dataset.url, "best")
+    assert found.ok, found.problems
+    assert (found.root, found.samples) == (manifest["root"], manifest["samples"])
+    for file in sorted((dataset.path / "subsets/best").iterdir()):
+        before = file.read_bytes()
+        file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert not verify(dataset.url, "best").ok, file.name
+        file.write_bytes(before)
+    assert verify(dataset.url, "best").ok
+
+
+def test_a_view_notices_that_the_pictures_below_it_changed(dataset):
+    run(dataset, where="aesthetic_v2 >= 2", as_="view")
+    tar = dataset.path / "shards/00001.tar"
+    tar.write_bytes(tar.read_bytes().replace(picture(15), picture(16)[: len(picture(15))]))
+    (problem,) = verify(dataset.url, "best").problems
+    assert problem == f"sample {dataset.key(15)} is not what was written"
+
+
+def test_the_root_depends_on_content_alone(dataset, tmp_path):
+    roots = set()
+    copy = shutil.copytree(dataset.path, tmp_path / "elsewhere")
+    for url, name, settings in (
+        (dataset.path, "a", {}),
+        (dataset.path, "b", {"samples_per_shard": 3, "as_": "view"}),
+        (copy, "c", {}),
+    ):
+        config = SubsetConfig.build({"name": name, "where": "punsafe < 0.5", **settings}, "subset")
+        subset(str(url), config)
+        roots.add(json.loads((url / f"subsets/{name}/manifest.json").read_text())["root"])
+    assert len(roots) == 1
+    run(dataset, name="d", where="punsafe < 0.4")
+    assert verify(dataset.url, "d").root not in roots
+
+
+def test_a_subset_that_is_not_there_gets_a_suggestion(dataset):
+    run(dataset)
+    with pytest.raises(InputError, match=r"no subset 'bst' \(did you mean best\?\)"):
+        verify(dataset.url, "bst")
 
 
 def test_a_list_needs_no_pictures(tmp_path):

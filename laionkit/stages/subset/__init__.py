@@ -20,11 +20,10 @@ from laionkit.ops.presets import Preset, choose_preset
 from laionkit.stages.subset.card import write_card
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
+from laionkit.stages.subset.manifest import WHOLE, Verified, samples_hash, verify, write_manifest
 from laionkit.stages.subset.selection import FunnelStep, Selection
 
-__all__ = ["SubsetConfig", "subset"]
-
-WHOLE = "all"
+__all__ = ["SubsetConfig", "Verified", "subset", "verify"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,8 @@ def _make(
         _check_sum(table, counts, export, records)
         if export.sizes:
             export.files["sizes"] = target.write_json("sizes.json", export.sizes)
+        hashed = samples_hash(target)
+        export.files["manifest"] = write_manifest(target, folder, config, counts, hashed)
         export.files["card"] = write_card(target, config, counts, funnel, _notes(table, plan))
         record = _record(table, config, records, export, counts, funnel, started)
         _publish(folder, partial, f"{SUBSETS}/{config.name}")

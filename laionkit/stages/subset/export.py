@@ -1,8 +1,9 @@
 """Writing a subset: tars with the pictures' own bytes, or the list of where they lie."""
 
 import contextlib
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -25,7 +26,10 @@ PLACE_SCHEMA = pa.schema(
     ]
 )
 PLACE_COLUMNS = ("image_ext", "image_offset", "image_size")
+VIEW_COLUMNS = ("key", "shard", *PLACE_COLUMNS, "laionkit_txt", "laionkit_json")
+VIEW_FILE = "view.parquet"
 SUBSET_SHARD = "subset_shard"
+SAMPLE_HASH = "sample_sha256"
 MAX_OPEN_TARS = 64
 ROWS_PER_GROUP = 10_000
 
@@ -79,36 +83,79 @@ class Export:
     files: dict[str, Written] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     rows: int = 0
+    bytes: int = 0
 
 
 def write_kept(
     selection: Selection, dataset: Folder, folder: Folder, config: SubsetConfig
 ) -> Export:
-    """Write kept.parquet, and the tars where the form is shards, in one pass over what stays.
+    """Write kept.parquet, and the tars or the view, in one pass over what stays.
 
-    Rows of kept.parquet stand in the order of the export; one row group is one shard.
+    Rows stand in the order of the export; one row group is one shard. Each row has the hash of
+    its sample: its JSON, its caption, its picture.
     """
     done = Export()
-    pictures = config.as_ != "parquet"
-    copied = config.as_ == "shards"
-    size = config.samples_per_shard if pictures else ROWS_PER_GROUP
-    rows = selection.table.batches(_export_sql(selection, config, pictures, copied), size)
-    reader = _Pictures(dataset)
-    with folder.create("kept.parquet") as file, contextlib.closing(reader):
-        writer: pq.ParquetWriter | None = None
+    size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
+    rows = selection.table.batches(_export_sql(selection, config), size)
+    with contextlib.ExitStack() as stack:
+        pictures = stack.enter_context(contextlib.closing(Pictures(dataset)))
+        kept = stack.enter_context(_Rows(folder, "kept.parquet"))
+        view = stack.enter_context(_Rows(folder, VIEW_FILE)) if config.as_ == "view" else None
         for number, chunk in enumerate(_chunks(rows, size)):
             name = f"{number:05d}"
-            if copied:
-                done.files[f"tar-{name}"] = _write_tar(folder, name, chunk, reader, config)
+            if config.as_ == "shards":
+                written, hashes = _write_tar(folder, name, chunk, pictures, config)
+                done.files[f"tar-{name}"] = written
                 done.sizes[f"{name}.tar"] = chunk.num_rows
-            kept = _kept_rows(chunk, name if pictures else None, places=config.as_ == "view")
-            writer = writer or pq.ParquetWriter(file, kept.schema, compression="zstd")
-            writer.write_table(kept, row_group_size=size)
+                done.bytes += written.size
+            else:
+                hashes = list(_hashes(chunk, pictures, pictured=config.as_ == "view"))
+            kept.write(_kept_rows(chunk, hashes, name if config.as_ != "parquet" else None))
+            if view:
+                view.write(chunk.select(list(VIEW_COLUMNS)))
             done.rows += chunk.num_rows
-        if writer is not None:
-            writer.close()
-    done.files["kept"] = Written("kept.parquet", file.size, file.digest.hexdigest())
+    done.files["kept"] = kept.written()
+    if view:
+        done.files["view"] = view.written()
     return done
+
+
+class _Rows:
+    """A parquet file that appears whole; each table written becomes one row group."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._name = name
+        self._target = folder.create(name)
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Rows":
+        self._file = self._target.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None and error[0] is None:
+            self._writer.close()
+        self._target.__exit__(*error)
+
+    def write(self, table: pa.Table) -> None:
+        """Write one row group."""
+        self._writer = self._writer or pq.ParquetWriter(
+            self._file, table.schema, compression="zstd"
+        )
+        self._writer.write_table(table.combine_chunks(), row_group_size=max(1, len(table)))
+
+    def written(self) -> Written:
+        """What was written, once it is closed."""
+        return Written(self._name, self._file.size, self._file.digest.hexdigest())
+
+
+def sample_hash(line: bytes, text: bytes, image: bytes) -> str:
+    """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
+    digest = hashlib.sha256()
+    for part in (line, text, image):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def write_dropped(selection: Selection, folder: Folder) -> Written:
@@ -123,27 +170,25 @@ def write_dropped(selection: Selection, folder: Folder) -> Written:
     return Written("dropped.parquet", file.size, file.digest.hexdigest())
 
 
-def _export_sql(selection: Selection, config: SubsetConfig, pictures: bool, copied: bool) -> str:
-    """All columns of what stays, in the order of the export, with what a tar needs beside them."""
+def _export_sql(selection: Selection, config: SubsetConfig) -> str:
+    """All columns of what stays, in the order of the export, with what a sample needs beside."""
     table = selection.table
-    extra, joins = "", ""
-    if pictures:
-        extra += "".join(f", p.{name}" for name in PLACE_COLUMNS)
-        joins += " JOIN places p ON p.key = j.key"
-    if copied:
-        caption = f"s.{quote_name(config.caption)}"
-        extra += f", coalesce({caption}::VARCHAR, '') AS laionkit_txt"
-        extra += f", {_json_sql(table.columns)} AS laionkit_json"
+    pictures = config.as_ != "parquet"
+    places = "".join(f", p.{name}" for name in PLACE_COLUMNS) if pictures else ""
+    joins = " JOIN places p ON p.key = j.key" if pictures else ""
+    caption = f"s.{quote_name(config.caption)}" if config.caption in table.columns else "NULL"
     order = "j.key"
     if config.shuffle_seed is not None:
         order = f"md5('{config.shuffle_seed}:' || j.key), j.key"
     return (
-        f"SELECT s.*{extra} FROM judged j JOIN ({table.select()}) s ON s.key = j.key{joins} "
+        f"SELECT s.*{places}, coalesce({caption}::VARCHAR, '') AS laionkit_txt, "
+        f"{json_sql(table.columns)} AS laionkit_json "
+        f"FROM judged j JOIN ({table.select()}) s ON s.key = j.key{joins} "
         f"WHERE j.code = 0 ORDER BY {order}"
     )
 
 
-def _json_sql(columns: Mapping[str, str]) -> str:
+def json_sql(columns: Mapping[str, str]) -> str:
     """SQL of KEY.json: every column under its name; what JSON has no number for is null."""
     parts = []
     for name, kind in columns.items():
@@ -172,34 +217,51 @@ def _chunks(batches: Iterator[Any], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _kept_rows(chunk: pa.Table, shard: str | None, *, places: bool) -> pa.Table:
+def _kept_rows(chunk: pa.Table, hashes: Sequence[str], shard: str | None) -> pa.Table:
     """The rows of kept.parquet of one chunk: the dataset's columns, and where the sample went."""
-    drop = ["laionkit_txt", "laionkit_json", *(() if places else PLACE_COLUMNS)]
+    drop = ("laionkit_txt", "laionkit_json", *PLACE_COLUMNS)
     kept = chunk.drop_columns([name for name in drop if name in chunk.column_names])
     if shard is not None:
         kept = kept.append_column(SUBSET_SHARD, pa.array([shard] * len(kept), pa.string()))
-    return kept.combine_chunks()
+    return kept.append_column(SAMPLE_HASH, pa.array(hashes, pa.string()))
 
 
-def _write_tar(folder: Folder, name: str, chunk: pa.Table, pictures: "_Pictures",
-               config: SubsetConfig) -> Written:  # fmt: skip
-    names = ("key", "shard", *PLACE_COLUMNS, "laionkit_txt", "laionkit_json")
-    cells = [chunk.column(column).to_pylist() for column in names]
+def _write_tar(
+    folder: Folder, name: str, chunk: pa.Table, pictures: "Pictures", config: SubsetConfig
+) -> tuple[Written, list[str]]:
+    """Write one tar; return it and the hash of each sample."""
+    hashes = []
     ordered = config.shuffle_seed is None
     with folder.create(f"{name}.tar") as file, ShardWriter(file, ordered=ordered) as tar:
-        for key, shard, extension, offset, size, text, line in zip(*cells, strict=True):
-            image = pictures.read(shard, offset, size)
-            tar.add(key, {extension: image, "txt": text.encode(), "json": line.encode()})
-    return Written(f"{name}.tar", file.size, file.digest.hexdigest())
+        for key, extension, image, text, line in pictures.samples(chunk):
+            tar.add(key, {extension: image, "txt": text, "json": line})
+            hashes.append(sample_hash(line, text, image))
+    return Written(f"{name}.tar", file.size, file.digest.hexdigest()), hashes
 
 
-class _Pictures:
+def _hashes(chunk: pa.Table, pictures: "Pictures", *, pictured: bool) -> Iterator[str]:
+    if pictured:
+        for _, _, image, text, line in pictures.samples(chunk):
+            yield sample_hash(line, text, image)
+    else:
+        for line in chunk.column("laionkit_json").to_pylist():
+            yield sample_hash(line.encode(), b"", b"")
+
+
+class Pictures:
     """Reads pictures out of the dataset's tars, of which it holds the last few open."""
 
     def __init__(self, dataset: Folder) -> None:
         self._dataset = dataset
         self._refs = {ref.name: ref for ref in list_shards(dataset)}
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def samples(self, rows: pa.Table) -> Iterator[tuple[str, str, bytes, bytes, bytes]]:
+        """Key, extension, picture, caption and JSON of each row of a view."""
+        cells = [rows.column(name).to_pylist() for name in VIEW_COLUMNS]
+        for key, shard, extension, offset, size, text, line in zip(*cells, strict=True):
+            image = self.read(shard, offset, size)
+            yield key, extension, image, text.encode(), line.encode()
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """The bytes of one picture. Raises InputError where the tar is shorter than it was."""
@@ -216,6 +278,6 @@ class _Pictures:
         return data
 
     def close(self) -> None:
-        """Close every tar."""
+        """Close every tar that is open."""
         for file in self._open.values():
             file.close()
