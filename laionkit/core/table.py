@@ -138,11 +138,11 @@ class DatasetTable:
         Raises ConfigError where the types do not fit. `sql` must come from ``parse_where``.
         """
         try:
-            found = self._con.execute(f"DESCRIBE SELECT ({sql}) AS x FROM {VIEW}").fetchone()
+            rows = self._con.execute(f"DESCRIBE SELECT ({sql}) AS x FROM {VIEW}").fetchall()
         except duckdb.Error as error:
             raise ConfigError(f"filter {sql!r}: {one_line(error)}") from error
-        if found is None or found[1] not in ("BOOLEAN", '"NULL"'):
-            kind = found[1] if found else "nothing"
+        kind = rows[0][1]
+        if kind not in ("BOOLEAN", '"NULL"'):
             raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -1,0 +1,272 @@
+"""Nearest neighbours by inner product: the only home of faiss.
+
+Two kinds of file, both plain faiss, both written as a stream so that no more than a block of
+vectors is in memory, both memory-mapped when read:
+
+- flat: float16 vectors (``IxSQ``), scanned exactly, under a bitmap where there is a filter;
+- lists: an inverted file (``IwSq``) whose ids are 0, 1, 2, … in list order, so that a list is a
+  range of rows and a filter's bitmap counts its matches.
+
+Shapes: N rows, D dimensions, Q queries, L lists, K answers. Rows are unit vectors.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from laionkit.core.errors import InputError
+
+Float16 = NDArray[np.float16]
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Bitmap = NDArray[np.uint8]
+
+_NTOTAL_AT = 8  # in a faiss header: fourcc, int32 d, then int64 ntotal
+_SLICE_ROWS = 65_536  # rows below which a second thread costs more than it gives
+_threads = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="knn")
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """What one query found: scores in falling order and the rows that have them."""
+
+    scores: Float32
+    rows: Int64
+
+    def top(self, k: int) -> "Neighbours":
+        """The best k; equal scores in row order, so that top-k is a prefix of top-(k+1)."""
+        order = np.lexsort((self.rows, -self.scores))[:k]
+        return Neighbours(self.scores[order], self.rows[order])
+
+
+def merge(found: Iterable[Neighbours], k: int) -> Neighbours:
+    """The best k of several answers to one query."""
+    parts = list(found)
+    if not parts:
+        return Neighbours(np.empty(0, np.float32), np.empty(0, np.int64))
+    scores = np.concatenate([part.scores for part in parts])
+    return Neighbours(scores, np.concatenate([part.rows for part in parts])).top(k)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        why = str(error).rpartition(": ")[2] or str(error)
+        raise InputError(
+            f"{path} is no readable faiss index ({' '.join(why.split())}): run laionkit index again"
+        ) from error
+
+
+class FlatStore:
+    """float16 vectors in a memory-mapped faiss file: scanned by faiss, viewed by numpy."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file. Raises InputError where it is truncated or no flat float16 index."""
+        self._index = _open(path)
+        if not isinstance(self._index, faiss.IndexScalarQuantizer):
+            raise InputError(f"{path} is a {type(self._index).__name__}, not flat float16 vectors")
+        self.rows, self.dim = int(self._index.ntotal), int(self._index.d)
+        self._bytes: NDArray[np.uint8] = np.empty((0, 2 * self.dim), np.uint8)
+        if self.rows:
+            flat = faiss.rev_swig_ptr(self._index.codes.data(), self.rows * self.dim * 2)
+            self._bytes = flat.reshape(self.rows, 2 * self.dim)
+        self._slices = list(self._sliced())
+        self.exact = True
+
+    def _sliced(self) -> Iterator[tuple[int, Any]]:
+        """Cut the rows into views, one a thread; each starts at a byte of a bitmap."""
+        parts = max(1, min(os.cpu_count() or 1, self.rows // _SLICE_ROWS))
+        step = max(8, -(-self.rows // parts // 8) * 8)
+        for start in range(0, self.rows, step):
+            part = self._bytes[start : start + step]
+            view = _flat_index(self.dim)
+            view.codes = faiss.MaybeOwnedVectorUInt8.create_view(
+                faiss.swig_ptr(part.reshape(-1)), part.size, self._index.codes.owner
+            )
+            view.ntotal = len(part)
+            yield start, view
+
+    def take(self, rows: Int64) -> Float32:
+        """The vectors of some rows, as float32."""
+        found = np.ascontiguousarray(self._bytes[rows]).view(np.float16)
+        return found.astype(np.float32)
+
+    def cosines(self, query_D: Float32, rows: Int64) -> Float32:
+        """Exact cosines of a unit query with some rows, whatever their length."""
+        found = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), 16_384):
+            block = self.take(rows[start : start + 16_384])
+            lengths = np.sqrt(np.einsum("nd,nd->n", block, block))
+            found[start : start + len(block)] = block @ query_D / lengths
+        return found
+
+    def search(self, query_D: Float32, k: int, keep: Bitmap | None = None) -> Neighbours:
+        """The best k rows by inner product, of those whose bit is set in `keep`; none missed."""
+
+        def scan(part: tuple[int, Any]) -> Neighbours:
+            start, view = part
+            bits = None if keep is None else keep[start // 8 : (start + view.ntotal + 7) // 8]
+            if bits is not None and not bits.any():
+                return _neighbours(np.empty((1, 0), np.float32), np.empty((1, 0), np.int64))
+            params = None if bits is None else faiss.SearchParameters(sel=_selector(bits))
+            scores, rows = view.search(query_D[None], min(k, view.ntotal), params=params)
+            return _neighbours(scores, rows, start)
+
+        return merge(_each(scan, self._slices), k)
+
+
+class AnyStore:
+    """A faiss index of another's making, whatever its kind, searched as it is."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises InputError where it is none or does not rank by inner product."""
+        self._index = _open(path)
+        if self._index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise InputError(f"{path} ranks by distance, not by inner product: build it again")
+        self.rows, self.dim = int(self._index.ntotal), int(self._index.d)
+        self.exact = isinstance(self._index, faiss.IndexFlat)
+
+    def search(self, query_D: Float32, k: int, keep: Bitmap | None = None) -> Neighbours:
+        """The k rows that the index finds, of those whose bit is set in `keep`."""
+        params = None if keep is None else faiss.SearchParameters(sel=_selector(keep))
+        scores, rows = self._index.search(query_D[None], k, params=params)
+        return _neighbours(scores, rows).top(k)
+
+
+class ListStore:
+    """An inverted file in a memory-mapped faiss file, whose ids are rows in list order."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file. Raises InputError where it is truncated or no inverted file."""
+        self._index = _open(path)
+        if not isinstance(self._index, faiss.IndexIVFScalarQuantizer):
+            raise InputError(f"{path} is a {type(self._index).__name__}, not an inverted file")
+        lists = int(self._index.nlist)
+        sizes = [self._index.invlists.list_size(i) for i in range(lists)]
+        self.starts: Int64 = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        quantizer = faiss.downcast_index(self._index.quantizer)
+        self.centroids_LD: Float32 = quantizer.reconstruct_n(0, lists)
+        if self.starts[-1] != self._index.ntotal:
+            raise InputError(f"{path} says {self._index.ntotal} rows and holds {self.starts[-1]}")
+
+    def search(
+        self, query_D: Float32, k: int, lists: Int64, keep: Bitmap | None = None
+    ) -> Neighbours:
+        """The best k rows of some lists by their codes, under `keep` where it is given."""
+
+        def scan(some: Int64) -> Neighbours:
+            selector = None if keep is None else _selector(keep)
+            params = faiss.SearchParametersIVF(sel=selector, nprobe=len(some))
+            scores, rows = self._index.search_preassigned(
+                query_D[None], k, some[None], (self.centroids_LD[some] @ query_D)[None],
+                params=params,
+            )  # fmt: skip
+            return _neighbours(scores, rows)
+
+        total = int((self.starts[lists + 1] - self.starts[lists]).sum())
+        parts = max(1, min(os.cpu_count() or 1, total // _SLICE_ROWS))
+        shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
+        return merge(_each(scan, shares), k)
+
+
+def train_lists(sample_ND: Float32, lists: int, seed: int) -> Float32:
+    """Centroids of spherical k-means, [L, D], unit rows."""
+    trainer = faiss.Kmeans(
+        sample_ND.shape[1], lists, niter=8, spherical=True, seed=seed + 1,
+        min_points_per_centroid=1, max_points_per_centroid=len(sample_ND),
+    )  # fmt: skip
+    trainer.train(sample_ND)
+    return cast(Float32, trainer.centroids)
+
+
+def assign_lists(centroids_LD: Float32, block_ND: Float32) -> NDArray[np.int32]:
+    """The list of each vector: that of the centroid with the greatest inner product."""
+    _, nearest = faiss.knn(block_ND, centroids_LD, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    return cast(NDArray[np.int32], nearest[:, 0].astype(np.int32))
+
+
+def write_flat(file: IO[bytes], dim: int, rows: int, blocks: Iterable[Float16]) -> None:
+    """Write a flat float16 faiss file of `rows` vectors that come in blocks."""
+    header = faiss.serialize_index(_flat_index(dim)).tobytes()[:-8]  # less the size of its codes
+    file.write(_with_rows(header, rows) + np.uint64(rows * dim * 2).tobytes())
+    for block in blocks:
+        file.write(np.ascontiguousarray(block, np.float16).tobytes())
+
+
+def write_lists(
+    file: IO[bytes],
+    centroids_LD: Float32,
+    sample_ND: Float32,
+    sizes_L: Int64,
+    lists: Iterable[Float16],
+) -> None:
+    """Write an inverted file (8-bit codes of residuals); `lists` yields each list's vectors.
+
+    The ids are the rows in list order. The sample trains the codes' ranges.
+    """
+    count, dim = centroids_LD.shape
+    quantizer = faiss.IndexFlatIP(dim)
+    quantizer.add(centroids_LD)
+    eight_bit = faiss.ScalarQuantizer.QT_8bit
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, dim, count, eight_bit, faiss.METRIC_INNER_PRODUCT
+    )
+    index.train(sample_ND)
+    index.nprobe = max(1, count // 16)
+    index.replace_invlists(None)
+    header = faiss.serialize_index(index).tobytes()[:-4]  # less the mark of no lists
+    file.write(_with_rows(header, int(sizes_L.sum())))
+    file.write(b"ilar" + np.array([count, index.code_size], np.uint64).tobytes())
+    file.write(b"full" + np.uint64(count).tobytes() + sizes_L.astype(np.uint64).tobytes())
+    first = 0
+    for number, vectors in enumerate(lists):
+        size = len(vectors)
+        file.write(_encode(index, vectors, number))
+        file.write(np.arange(first, first + size, dtype=np.int64).tobytes())
+        first += size
+
+
+def _encode(index: Any, vectors: Float16, number: int) -> bytes:
+    block = np.ascontiguousarray(vectors, np.float32)
+    numbers = np.full(len(block), number, np.int64)
+    codes = np.empty((len(block), index.code_size), np.uint8)
+    if len(block):
+        index.encode_vectors(
+            len(block), faiss.swig_ptr(block), faiss.swig_ptr(numbers), faiss.swig_ptr(codes)
+        )
+    return codes.tobytes()
+
+
+def _with_rows(header: bytes, rows: int) -> bytes:
+    return header[:_NTOTAL_AT] + np.int64(rows).tobytes() + header[_NTOTAL_AT + 8 :]
+
+
+def _flat_index(dim: int) -> Any:
+    half = faiss.ScalarQuantizer.QT_fp16
+    index = faiss.IndexScalarQuantizer(dim, half, faiss.METRIC_INNER_PRODUCT)
+    index.is_trained = True  # half precision has nothing to learn
+    return index
+
+
+def _selector(bits: Bitmap) -> Any:
+    return faiss.IDSelectorBitmap(np.ascontiguousarray(bits))
+
+
+def _neighbours(scores_1K: Float32, rows_1K: Int64, start: int = 0) -> Neighbours:
+    found = rows_1K[0] >= 0
+    return Neighbours(scores_1K[0][found], rows_1K[0][found] + start)
+
+
+def _each(work: Any, parts: list[Any]) -> list[Neighbours]:
+    """Do the parts, at the same time where there are several."""
+    if len(parts) == 1:
+        return [work(parts[0])]
+    return list(_threads.map(work, parts))

@@ -1,0 +1,21 @@
+"""Bitmaps over a segment's rows: bit r of byte r // 8, lowest first, as faiss reads them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laionkit.backends.knn import Bitmap
+
+
+def from_mask(mask_N: NDArray[np.bool_]) -> Bitmap:
+    """Pack one bool a row."""
+    return np.packbits(mask_N, bitorder="little")
+
+
+def count(bits: Bitmap) -> int:
+    """How many rows are kept."""
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def rows_of(bits: Bitmap, rows: int) -> NDArray[np.int64]:
+    """The rows kept, in order."""
+    return np.flatnonzero(np.unpackbits(bits, count=rows, bitorder="little"))

@@ -1,0 +1,144 @@
+"""Build one segment of an index out of core: order its rows, write vectors, lists and rows.
+
+Rows of a segment with lists are renumbered in list order, so that a list is a range of rows and
+vectors, codes, filter bitmaps and metadata share one order.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laionkit.backends import knn
+from laionkit.core.embeddings import EmbeddingRef
+from laionkit.core.files import Folder, HashingFile, Written
+from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+from laionkit.search.rows import ordered_metadata, published_rows, segment_rows
+from laionkit.search.source import VectorSource
+
+SAMPLE_PER_LIST = 64  # k-means gains little from more (faiss itself warns only below 39)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a segment is laid out: in how many lists (0: scanned whole), drawn with which seed."""
+
+    lists: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Built:
+    """A segment whose files are in place, and those files by role."""
+
+    info: SegmentInfo
+    files: dict[str, Written] = field(default_factory=dict)
+
+    def add(self, role: str, path: str, file: HashingFile) -> None:
+        """Note a file that is finished."""
+        self.files[role] = Written(path, file.size, file.digest.hexdigest())
+
+    def parts(self) -> int:
+        """How many parquet files hold the rows' whole metadata."""
+        return sum(role.startswith("metadata_") for role in self.files)
+
+
+def default_lists(rows: int) -> int:
+    """The count of lists for so many rows: about √rows, so that both levels cost the same."""
+    return max(16, round(math.sqrt(rows) / 16) * 16)
+
+
+def build_segment(
+    dataset: Folder, place: str, name: str, refs: Sequence[EmbeddingRef], shape: Shape,
+    dim: int | None = None, *, key: str = "image_path", metadata: str | None = None,
+) -> Built:  # fmt: skip
+    """Write a segment of `refs` under the folder `place`; nothing names it yet.
+
+    `key` is the metadata's column of keys; `metadata` a folder that gets the rows' whole
+    metadata as parquet, for other tools.
+    Raises InputError where vectors are unusable or files do not agree.
+    """
+    source = VectorSource(dataset, refs, dim)
+    shards = {ref.name: ref.content for ref in refs}
+    built = Built(SegmentInfo(name=name, rows=source.rows, lists=shape.lists, shards=shards))
+    base = f"{place}/{segment_file(name, '')}"
+    order = np.arange(source.rows, dtype=np.int64)
+    if shape.lists:
+        order = _write_lists(dataset, base + LISTS, source, shape, built)
+    lengths = _Lengths()
+    with dataset.create(base + VECTORS) as file:
+        knn.write_flat(_io(file), source.dim, source.rows, lengths.watch(source.blocks(order)))
+    built.info = built.info.model_copy(update={"drift": lengths.drift})
+    built.add("vectors", base + VECTORS, file)
+    position_of = np.empty_like(order)
+    position_of[order] = np.arange(len(order))
+    _write_rows(dataset, base + ROWS, refs, key, position_of, built, metadata)
+    return built
+
+
+class _Lengths:
+    """By how much the lengths of the rows that pass stray from 1."""
+
+    def __init__(self) -> None:
+        self.drift = 0.0
+
+    def watch(self, blocks: Iterator[NDArray[np.float16]]) -> Iterator[NDArray[np.float16]]:
+        for block in blocks:
+            wide = block.astype(np.float32)
+            lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+            self.drift = max(self.drift, float(np.abs(lengths - 1).max()))
+            yield block
+
+
+def _write_lists(
+    dataset: Folder, path: str, source: VectorSource, shape: Shape, built: Built
+) -> NDArray[np.int64]:
+    """Cluster the rows and write their inverted file; return the rows in list order."""
+    sample = source.sample(SAMPLE_PER_LIST * shape.lists, shape.seed)
+    centroids = knn.train_lists(sample, shape.lists, shape.seed)
+    parts = [knn.assign_lists(centroids, block.astype(np.float32)) for block in source.blocks()]
+    list_of = np.concatenate(parts)
+    order = np.argsort(list_of, kind="stable").astype(np.int64)
+    sizes = np.bincount(list_of, minlength=shape.lists).astype(np.int64)
+    with dataset.create(path) as file:
+        lists = _list_vectors(source, order, sizes)
+        knn.write_lists(_io(file), centroids, sample, sizes, lists)
+    built.add("lists", path, file)
+    return order
+
+
+def _list_vectors(
+    source: VectorSource, order: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> Iterator[NDArray[np.float16]]:
+    stops = np.cumsum(sizes)
+    for start, stop in zip(stops - sizes, stops, strict=True):
+        yield source.take(order[start:stop])
+
+
+def _write_rows(
+    dataset: Folder, path: str, refs: Sequence[EmbeddingRef], key: str,
+    position_of: NDArray[np.int64], built: Built, metadata: str | None,
+) -> None:  # fmt: skip
+    names = [ref.name for ref in refs]
+    with dataset.create(path) as file:
+        writer: Any = None
+        for number, bucket in enumerate(ordered_metadata(dataset, refs, key, position_of)):
+            rows = segment_rows(bucket, key, names)
+            writer = writer or pa.ipc.new_file(_io(file), rows.schema)
+            writer.write_table(rows)
+            if metadata is not None:
+                part = f"{metadata}/metadata_{number:04d}.parquet"
+                built.files[f"metadata_{number:04d}"] = dataset.write_table(
+                    part, published_rows(bucket)
+                )
+        writer.close()
+    built.add("rows", path, file)
+
+
+def _io(file: HashingFile) -> Any:
+    """A HashingFile is all that writers ask of a binary file."""
+    return file

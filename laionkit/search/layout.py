@@ -1,0 +1,86 @@
+"""Where an index lies and which of its segments are alive.
+
+``index/MODEL/segments.json`` is the one pointer: it names the segments that make up the index.
+A segment never changes once the pointer has named it; it holds
+
+- ``vectors.index``: its float16 vectors (flat faiss file);
+- ``lists.index``: the same rows as an inverted file, where the segment has one;
+- ``rows.arrow``: key, caption, url, shard and row in the shard, in the vectors' order.
+
+Beside them lies the view that faiss and clip-retrieval open: ``image.index``, ``image.json``,
+``metadata/``.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.schemas import INDEX
+
+POINTER = "segments.json"
+SEGMENTS = "segments"
+VECTORS = "vectors.index"
+LISTS = "lists.index"
+ROWS = "rows.arrow"
+
+
+class SegmentInfo(BaseModel):
+    """One segment: its name, rows, lists (0 where it is scanned whole) and what it is made of.
+
+    `drift` is by how much a row's length strays from 1 at most. `shards` maps each shard of
+    embeddings in it to that shard's content.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    rows: int
+    lists: int = 0
+    drift: float = 0.0
+    shards: dict[str, str] = {}
+
+
+class Pointer(BaseModel):
+    """The state of an index: its generation, its model and the segments that are alive."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    model: str
+    dim: int
+    segments: tuple[SegmentInfo, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all segments."""
+        return sum(segment.rows for segment in self.segments)
+
+
+def index_stage(model: str) -> str:
+    """The name under which a model's index is recorded."""
+    return f"{INDEX}/{model}"
+
+
+def index_folder(dataset: Folder, model: str) -> Folder:
+    """The folder of a model's index."""
+    return dataset.folder(f"{INDEX}/{model}")
+
+
+def segment_file(name: str, file: str) -> str:
+    """The path of a segment's file in its index folder."""
+    return f"{SEGMENTS}/{name}/{file}"
+
+
+def read_pointer(folder: Folder) -> Pointer | None:
+    """What is alive in an index folder; None where nothing was ever indexed."""
+    if not folder.exists(POINTER):
+        return None
+    try:
+        return Pointer.model_validate(folder.read_json(POINTER))
+    except ValueError as error:
+        raise InputError(f"{folder}/{POINTER} is malformed: run laionkit index again") from error
+
+
+def write_pointer(folder: Folder, pointer: Pointer) -> None:
+    """Make `pointer` what readers see; one rename."""
+    folder.write_json(POINTER, pointer.model_dump(mode="json"))

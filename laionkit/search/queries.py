@@ -1,0 +1,92 @@
+"""Turn what a user asks (text, image, vector) into one unit vector of the index's model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from laionkit.core.errors import ConfigError, InputError
+
+Image = str | Path | bytes | NDArray[np.uint8]
+
+
+def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
+    """One query vector, scaled to length 1. Raises InputError where it is unusable."""
+    try:
+        query = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the query vector is no list of numbers: {error}") from error
+    query = query[0] if query.ndim == 2 and len(query) == 1 else query
+    if query.ndim != 1 or len(query) != dim:
+        raise InputError(
+            f"the query vector has shape {query.shape}; this index holds vectors of {dim}: "
+            "embed the query with the index's model"
+        )
+    norm = float(np.linalg.norm(query))
+    if not np.isfinite(norm) or norm == 0:
+        what = "only zeros" if norm == 0 else "NaN or infinity"
+        raise InputError(f"the query vector holds {what}")
+    return query / np.float32(norm)
+
+
+class Encoder:
+    """The index's model, loaded when the first text or image asks for it."""
+
+    def __init__(self, facts: Mapping[str, Any], device: str) -> None:
+        """Remember which model made the embeddings (`facts` of their stage)."""
+        self.facts, self.device = facts, device
+        self._model: Any = None
+
+    def text(self, text: str) -> NDArray[np.float32]:
+        """The unit vector of a text."""
+        if not text.strip():
+            raise ConfigError("the query text is empty: say what to look for")
+        return np.asarray(self._loaded().encode_texts([text])[0], np.float32)
+
+    def image(self, image: Image) -> NDArray[np.float32]:
+        """The unit vector of a picture: a path, a file's bytes, or RGB pixels."""
+        rgb = image if isinstance(image, np.ndarray) else _pixels(image)
+        return np.asarray(self._loaded().encode_images([rgb])[0], np.float32)
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def _load(self) -> Any:
+        from laionkit.backends.clip import load_model
+
+        spec = self.facts.get("model")
+        if not isinstance(spec, str):
+            raise InputError(
+                "these embeddings do not say which model made them, so a text or image cannot be "
+                "compared with them: search with a vector, or adopt them again with --model"
+            )
+        recorded = self.facts.get("backbone")
+        declared = recorded if self.facts.get("provenance") == "declared" else None
+        model = load_model(spec, device=self.device, backbone_id=declared)
+        if recorded is not None and model.backbone != recorded:
+            raise InputError(
+                f"the embeddings were made by {recorded}; {spec} is {model.backbone}: their "
+                "vectors cannot be compared"
+            )
+        return model
+
+
+def _pixels(image: str | Path | bytes) -> NDArray[np.uint8]:
+    from laionkit.ops.images import PictureError, decode
+
+    if isinstance(image, bytes):
+        data, name = image, "the query image"
+    else:
+        name = str(image)
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise InputError(f"the query image {name} cannot be read: {error.strerror}") from error
+    try:
+        return np.asarray(decode(data).rgb)
+    except PictureError as error:
+        raise InputError(f"the query image {name} is no usable picture: {error}") from error

@@ -1,0 +1,143 @@
+"""One open segment: its vectors, its lists where it has some, what it knows of its rows.
+
+Everything is memory-mapped: opening costs the same at any size.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laionkit.backends import knn
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+
+ROW_COLUMNS = ("key", "caption", "url", "shard", "row")
+
+
+class Rows(Protocol):
+    """What is known of a segment's rows."""
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """ROW_COLUMNS of some rows, in the order given."""
+
+    def keys(self) -> pa.ChunkedArray:
+        """Every row's key, in order."""
+
+
+class MappedRows:
+    """Rows of an Arrow file, found by number in O(1)."""
+
+    def __init__(self, path: str) -> None:
+        """Map the file. Raises InputError where it is missing or truncated."""
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(path))
+            self._batches = [
+                self._reader.get_batch(i) for i in range(self._reader.num_record_batches)
+            ]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} is not readable: run laionkit index --fresh") from error
+        sizes = [batch.num_rows for batch in self._batches]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        """Count of rows."""
+        return int(self._starts[-1])
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """ROW_COLUMNS of some rows, in the order given."""
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self._starts)
+        parts = [
+            self._batches[i].take(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i])
+            for i in np.flatnonzero(np.diff(cuts))
+        ]
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return pa.Table.from_batches(parts, self._reader.schema).take(back)
+
+    def keys(self) -> pa.ChunkedArray:
+        """Every row's key, in order."""
+        return pa.chunked_array([batch["key"] for batch in self._batches], pa.string())
+
+
+class Segment:
+    """A segment that can be searched. `start` is the number of its first row in the index."""
+
+    def __init__(self, folder: Folder, info: SegmentInfo, start: int) -> None:
+        """Open the files of `info`. Raises InputError where they are damaged or disagree."""
+        self.info, self.start = info, start
+        self.vectors = knn.FlatStore(folder.local_path(segment_file(info.name, VECTORS)))
+        rows = MappedRows(str(folder.local_path(segment_file(info.name, ROWS))))
+        self.rows: Rows = rows
+        self.lists: knn.ListStore | None = None
+        if info.lists:
+            self.lists = knn.ListStore(folder.local_path(segment_file(info.name, LISTS)))
+        for what, count in (("vectors", self.vectors.rows), ("rows", len(rows))):
+            if count != info.rows:
+                raise InputError(
+                    f"{folder}/{segment_file(info.name, '')}: {count} {what}, and the index "
+                    f"says {info.rows}: run laionkit index --fresh"
+                )
+
+    @property
+    def count(self) -> int:
+        """Rows of this segment."""
+        return self.info.rows
+
+
+class ForeignSegment:
+    """A clip-retrieval index folder as one segment, searched by its own faiss index."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Open image.index and metadata/. Raises InputError where they do not agree."""
+        self.start = 0
+        self.vectors = knn.AnyStore(folder.local_path("image.index"))
+        self.rows: Rows = ParquetRows(folder)
+        self.lists: knn.ListStore | None = None
+        self.info = SegmentInfo(name="image.index", rows=self.vectors.rows)
+        if len(self.rows.keys()) != self.vectors.rows:
+            raise InputError(
+                f"{folder}: image.index holds {self.vectors.rows} vectors and metadata/ "
+                f"{len(self.rows.keys())} rows: they must agree"
+            )
+
+    @property
+    def count(self) -> int:
+        """Rows of this segment."""
+        return self.info.rows
+
+
+AnySegment = Segment | ForeignSegment
+
+
+class ParquetRows:
+    """Rows of clip-retrieval's metadata/*.parquet, in memory, in name order."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Read the files. Raises InputError where there are none or they name no picture."""
+        names = folder.names("metadata", ".parquet")
+        if not names:
+            raise InputError(f"{folder} has an image.index and no metadata/*.parquet beside it")
+        tables = [folder.read_table(f"metadata/{name}") for name in names]
+        table = pa.concat_tables(tables, promote_options="permissive")
+        key = next((name for name in ("key", "image_path") if name in table.column_names), None)
+        if key is None:
+            raise InputError(f"{folder}/metadata has no column key or image_path")
+        columns = {"key": table[key].cast(pa.string())}
+        for name in ("caption", "url"):
+            nothing = pa.nulls(len(table), pa.string())
+            columns[name] = table[name].cast(pa.string()) if name in table.schema.names else nothing
+        columns["shard"] = pa.nulls(len(table), pa.string())
+        columns["row"] = pa.array(np.arange(len(table), dtype=np.int32))
+        self._table = pa.table(columns)
+
+    def take(self, rows: NDArray[np.int64]) -> pa.Table:
+        """ROW_COLUMNS of some rows, in the order given."""
+        return self._table.take(rows)
+
+    def keys(self) -> pa.ChunkedArray:
+        """Every row's key, in order."""
+        return self._table["key"]

@@ -1,0 +1,117 @@
+"""The vectors of several shards of embeddings as one tall matrix, read out of core and checked."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laionkit.core.embeddings import EmbeddingRef
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+
+BLOCK_ROWS = 65_536
+# Rows that were divided in float16 stray by up to 5e-4: they keep their bits, and search divides
+# by their true length. Rounding a row anew would move its cosines by as much as 5e-5.
+_NEARLY_UNIT = 1e-3
+
+
+class VectorSource:
+    """Rows of shards of embeddings, shard after shard, in the order given.
+
+    Local files are memory-mapped; others are read one at a time. Any float type, byte and memory
+    order is taken. Rows that are not of unit length are scaled.
+    """
+
+    def __init__(self, dataset: Folder, refs: Sequence[EmbeddingRef], dim: int | None) -> None:
+        """Open every file's header. Raises InputError where one does not fit the others."""
+        self.dataset, self.refs = dataset, tuple(refs)
+        self._last: tuple[int, NDArray[Any]] | None = None
+        self.dim = dim or 0
+        sizes = []
+        for number, ref in enumerate(self.refs):
+            shape = self._open(number).shape
+            self.dim = self.dim or shape[1]
+            self._check_shape(ref, shape)
+            sizes.append(shape[0])
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return int(self.starts[-1])
+
+    def _check_shape(self, ref: EmbeddingRef, shape: tuple[int, ...]) -> None:
+        if shape[1] != self.dim:
+            raise InputError(
+                f"{ref.image} holds vectors of {shape[1]} dimensions, the others {self.dim}: "
+                "they are of two models"
+            )
+        if shape[0] != ref.rows:
+            raise InputError(
+                f"{ref.image} holds {shape[0]} vectors and its record says {ref.rows}: "
+                f"embed shard {ref.name} again"
+            )
+
+    def _open(self, number: int) -> NDArray[Any]:
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        path = self.refs[number].image
+        try:
+            if self.dataset.is_local:
+                array: NDArray[Any] = np.load(
+                    self.dataset.at(path), mmap_mode="r", allow_pickle=False
+                )
+            else:
+                array = np.load(io.BytesIO(self.dataset.read_bytes(path)), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{self.dataset.at(path)} is no readable npy file: {error}") from error
+        if array.dtype.kind != "f" or array.ndim != 2:
+            raise InputError(
+                f"{path} holds {array.dtype} of shape {array.shape}: "
+                "embeddings are float16 or float32 of shape (rows, dimensions)"
+            )
+        self._last = (number, array)
+        return array
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Vectors of global rows, in the order given: unit length, float16."""
+        out = np.empty((len(rows), self.dim), np.float16)
+        order = np.argsort(rows, kind="stable")
+        cuts = np.searchsorted(rows[order], self.starts)
+        for number in np.flatnonzero(np.diff(cuts)):
+            places = order[cuts[number] : cuts[number + 1]]
+            local = rows[places] - self.starts[number]
+            out[places] = self._unit(int(number), local)
+        return out
+
+    def _unit(self, number: int, local: NDArray[np.int64]) -> NDArray[np.float16]:
+        array = self._open(number)
+        stored = array[local]
+        wide = stored.astype(np.float32)
+        norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        bad = ~np.isfinite(norms) | (norms == 0)
+        if bad.any():
+            row = int(local[int(np.argmax(bad))])
+            what = "only zeros" if norms[int(np.argmax(bad))] == 0 else "NaN or infinity"
+            raise InputError(
+                f"{self.refs[number].image} row {row} holds {what}: embed that shard again"
+            )
+        if stored.dtype == np.float16 and (np.abs(norms - 1) < _NEARLY_UNIT).all():
+            return np.asarray(stored, np.float16)
+        scale = np.where(np.abs(norms - 1) < _NEARLY_UNIT, np.float32(1), norms)
+        return np.asarray(wide / scale[:, None], np.float16)
+
+    def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float16]]:
+        """All rows, in `order` where it is given, a block at a time."""
+        for start in range(0, self.rows, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, self.rows)
+            rows = np.arange(start, stop) if order is None else order[start:stop]
+            yield self.take(rows)
+
+    def sample(self, count: int, seed: int) -> NDArray[np.float32]:
+        """Some rows, drawn at random without repeats."""
+        count = min(count, self.rows)
+        drawn = np.random.default_rng(seed).choice(self.rows, size=count, replace=False)
+        return self.take(np.sort(drawn)).astype(np.float32)

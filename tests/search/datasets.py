@@ -1,0 +1,85 @@
+"""Datasets of embeddings made for tests: real files, real records, any vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laionkit.core.config import StageConfig
+from laionkit.core.embeddings import embed_stage, score_stage
+from laionkit.core.files import Folder, Written
+from laionkit.core.progress import Counts
+from laionkit.core.records import FileEntry, ShardRecord, StageRecords
+from laionkit.core.schemas import SCORE_SCHEMA
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
+    wide = np.asarray(vectors, np.float32)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def clustered(rows: int, dim: int, seed: int = 0, clusters: int = 40) -> NDArray[np.float16]:
+    """Unit vectors in clusters, as pictures' are."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((clusters, dim))
+    picked = centres[rng.integers(clusters, size=rows)]
+    return unit(picked + 0.7 * rng.standard_normal((rows, dim))).astype(np.float16)
+
+
+def add_embeddings(
+    dataset: Path,
+    shard: str,
+    vectors: NDArray[Any],
+    captions: list[str] | None = None,
+    model: str = "toy",
+    facts: dict[str, Any] | None = None,
+) -> list[str]:
+    """Write one shard of embeddings with its record; return its keys."""
+    folder = Folder(dataset)
+    keys = [f"{shard}{row:04d}" for row in range(len(vectors))]
+    image, metadata = _paths(model, shard)
+    with folder.create(image) as file:
+        np.save(file, vectors)
+    images = Written(image, file.size, file.digest.hexdigest())
+    columns = {
+        "image_path": keys,
+        "caption": captions or [f"picture {key}" for key in keys],
+        "url": [f"https://example.org/{key}.jpg" for key in keys],
+        "original_width": pa.array([int(key) % 1000 for key in keys], pa.int32()),
+    }
+    rows = folder.write_table(metadata, pa.table(columns))
+    records = StageRecords(folder, embed_stage(model))
+    dim = int(np.asarray(vectors).shape[-1])
+    records.begin(StageConfig(), facts={"dim": dim, "backbone": "toy/toy", **(facts or {})})
+    commit(records, shard, len(vectors), {"img_emb": images, "metadata": rows})
+    return keys
+
+
+def add_scores(dataset: Path, column: str, shard: str, keys: list[str], values: Any) -> None:
+    """Write one shard of a score column with its record."""
+    folder = Folder(dataset)
+    table = pa.table({"key": keys, "value": pa.array(values, pa.float32())}, SCORE_SCHEMA)
+    written = folder.write_table(f"scores/{column}/{shard}.parquet", table)
+    records = StageRecords(folder, score_stage(column))
+    records.begin(StageConfig(), facts={"head": column})
+    commit(records, shard, len(keys), {"scores": written})
+
+
+def commit(records: StageRecords, shard: str, rows: int, files: dict[str, Written]) -> None:
+    entries = {role: FileEntry.of(written) for role, written in files.items()}
+    counts = Counts.of(rows, {})
+    records.commit(ShardRecord(shard=shard, fingerprint="", counts=counts, files=entries))
+
+
+def _paths(model: str, shard: str) -> tuple[str, str]:
+    place = f"embeddings/{model}"
+    return f"{place}/img_emb/img_emb_{shard}.npy", f"{place}/metadata/metadata_{shard}.parquet"
+
+
+def exact(vectors: NDArray[Any], query: NDArray[Any], k: int, keep: Any = None) -> list[int]:
+    """The k nearest rows by numpy alone."""
+    scores = vectors.astype(np.float64) @ query.astype(np.float64)
+    rows = np.arange(len(vectors)) if keep is None else np.flatnonzero(keep)
+    return [int(row) for row in rows[np.argsort(-scores[rows], kind="stable")][:k]]

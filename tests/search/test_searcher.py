@@ -1,0 +1,142 @@
+"""Searching: exact answers agree with numpy, filters apply inside, k edges, bad queries."""
+
+import itertools
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.search.searcher import Searcher
+from laionkit.stages.index import IndexConfig, index
+from tests.search.datasets import add_embeddings, add_scores, clustered, exact, unit
+
+ROWS, DIM = 3000, 32
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return clustered(ROWS, DIM)
+
+
+@pytest.fixture(scope="module", params=["exact", "ivf"])
+def dataset(request, vectors, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp(request.param)
+    for shard in range(3):
+        part = vectors[shard * 1000 : (shard + 1) * 1000]
+        keys = add_embeddings(place, f"{shard:05d}", part)
+        values = [int(key) % 997 / 997 for key in keys]
+        add_scores(place, "aesthetic_v2", f"{shard:05d}", keys, values)
+    index(str(place), IndexConfig(kind=request.param, lists=24))
+    return place
+
+
+@pytest.fixture(scope="module")
+def searcher(dataset):
+    return Searcher(dataset)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return [f"{row // 1000:05d}{row % 1000:04d}" for row in range(ROWS)]
+
+
+def test_a_query_finds_what_numpy_finds(searcher, vectors, keys):
+    query = unit(np.random.default_rng(1).standard_normal((1, DIM)))[0]
+    hits = searcher.search(vector=query, k=10)
+    assert hits.key.tolist() == [keys[row] for row in exact(vectors, query, 10)]
+    assert hits.plan.exact
+    assert list(hits.columns)[:5] == ["key", "match", "caption", "url", "aesthetic_v2"]
+    assert list(hits.columns)[-2:] == ["shard", "row"]
+    first = hits.iloc[0]
+    assert first.caption == f"picture {first.key}"
+    assert first.url == f"https://example.org/{first.key}.jpg"
+    assert first.key == f"{first['shard']}{first.row:04d}"
+    assert first.aesthetic_v2 == pytest.approx(int(first.key) % 997 / 997)
+
+
+@given(
+    low=st.floats(0, 1), width=st.integers(0, 1100), k=st.integers(1, 50), seed=st.integers(0, 99)
+)
+@settings(max_examples=40, deadline=None)
+def test_any_filter_gives_what_numpy_gives(dataset, searcher, vectors, keys, low, width, k, seed):
+    query = unit(np.random.default_rng(seed).standard_normal((1, DIM)))[0]
+    hits = searcher.search(
+        vector=query, k=k, where=f"aesthetic_v2 >= {low:.6f} and original_width < {width}"
+    )
+    numbers = np.array([int(key) for key in keys])
+    values = (numbers % 997 / 997).astype(np.float32)
+    keep = (values >= float(f"{low:.6f}")) & (numbers % 1000 < width)
+    assert hits.key.tolist() == [keys[row] for row in exact(vectors, query, k, keep)]
+    assert len(hits) == min(k, int(keep.sum()))
+    assert hits.plan.matches == keep.sum()
+
+
+def test_top_k_is_a_prefix_of_top_k_plus_one(searcher, vectors):
+    query = vectors[5].astype(np.float32)
+    answers = [searcher.search(vector=query, k=k).key.tolist() for k in (1, 2, 9, 10, 500)]
+    for short, long in itertools.pairwise(answers):
+        assert long[: len(short)] == short
+
+
+def test_k_above_the_rows_gives_all_rows(searcher):
+    assert len(searcher.search(vector=np.ones(DIM), k=100_000)) == ROWS
+
+
+def test_an_empty_filter_is_an_empty_answer(searcher):
+    hits = searcher.search(vector=np.ones(DIM), where="aesthetic_v2 > 5")
+    assert len(hits) == 0
+    assert hits.plan.exact
+    assert "caption" in hits.columns
+
+
+def test_a_threshold_only_takes_hits_away(searcher):
+    query = np.ones(DIM)
+    full = searcher.search(vector=query, k=100)
+    limit = float(full.match[30])
+    assert searcher.search(vector=query, k=100, threshold=limit).equals(full.iloc[:31])
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"vector": np.full(DIM, np.nan)}, "NaN"),
+        ({"vector": np.zeros(DIM)}, "only zeros"),
+        ({"vector": np.ones(DIM + 1)}, r"shape \(33,\).*holds vectors of 32"),
+        ({"vector": "red"}, "no list of numbers"),
+        ({"text": "a red fox"}, "do not say which model"),
+    ],
+)
+def test_an_unusable_query_is_one_clear_line(searcher, query, message):
+    with pytest.raises(InputError, match=message):
+        searcher.search(**query)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"k": 100_001}, "k=100001"),
+        ({"where": "aesthetik_v2 > 1"}, "aesthetic_v2"),
+        ({"text": "a", "vector": np.ones(DIM)}, "one of text, image and vector"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(searcher, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        searcher.search(**{"vector": None if "text" in settings else np.ones(DIM), **settings})
+
+
+def test_plain_faiss_opens_the_index_and_finds_the_same(dataset, searcher, vectors):
+    plain = faiss.read_index(str(dataset / "index/toy/image.index"))
+    if hasattr(plain, "nprobe"):
+        plain.nprobe = plain.nlist
+    parts = sorted((dataset / "index/toy/metadata").glob("*.parquet"))
+    paths = [key for part in parts for key in pq.read_table(part)["image_path"].to_pylist()]
+    assert plain.ntotal == len(paths) == ROWS
+    query = vectors[77].astype(np.float32)
+    _, found = plain.search(query[None], 5)
+    assert [paths[row] for row in found[0]] == searcher.search(vector=query, k=5).key.tolist()

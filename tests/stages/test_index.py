@@ -1,0 +1,141 @@
+"""The index stage: what it writes, when it does nothing, what it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from laionkit.core.errors import InputError, StaleOutput
+from laionkit.core.files import Folder
+from laionkit.core.records import StageRecords
+from laionkit.core.runner import Runner
+from laionkit.search.searcher import Searcher
+from laionkit.stages.index import IndexConfig, index
+from tests.search.datasets import add_embeddings, clustered
+
+VECTORS = clustered(300, 16)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    add_embeddings(tmp_path, "00000", VECTORS[:200])
+    add_embeddings(tmp_path, "00001", VECTORS[200:])
+    return tmp_path
+
+
+def first_hit(dataset, vector) -> str:
+    return str(Searcher(dataset).search(vector=vector, k=1).key[0])
+
+
+def test_a_second_run_does_nothing(dataset):
+    first, second = index(str(dataset)), index(str(dataset))
+    assert (first.counts.ok, first.skipped) == (300, 0)
+    assert (second.counts.ok, second.skipped) == (300, 1)
+
+
+def test_small_is_exact_and_large_has_lists(dataset):
+    index(str(dataset))
+    assert json.loads((dataset / "index/toy/image.json").read_text())["index_key"] == "SQfp16"
+    again = Runner(fresh=True, yes=True)
+    index(str(dataset), IndexConfig(exact_mib=0), runner=again)
+    described = json.loads((dataset / "index/toy/image.json").read_text())
+    assert described["index_key"].startswith("IVF16,")
+    assert (described["nb vectors"], described["vectors dimension"]) == (300, 16)
+    assert described["pending rows"] == 0
+
+
+def test_new_shards_are_found_after_another_run(dataset):
+    index(str(dataset))
+    fresh = clustered(50, 16, seed=9)
+    keys = add_embeddings(dataset, "00002", fresh)
+    assert index(str(dataset)).counts.ok == 350
+    assert first_hit(dataset, fresh[7]) == keys[7]
+
+
+def test_another_config_is_stale(dataset):
+    index(str(dataset))
+    with pytest.raises(StaleOutput, match="--kind auto"):
+        index(str(dataset), IndexConfig(kind="ivf"))
+
+
+def test_equal_inputs_give_equal_files(dataset, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    add_embeddings(other, "00000", VECTORS[:200])
+    add_embeddings(other, "00001", VECTORS[200:])
+    made = []
+    for place in (dataset, other):
+        index(str(place), IndexConfig(kind="ivf"))
+        record = next(StageRecords(Folder(place), "index/toy").all())
+        made.append({role: entry.sha256 for role, entry in record.files.items()})
+    assert made[0] == made[1]
+
+
+def test_any_float_type_and_memory_order_is_taken(tmp_path):
+    add_embeddings(tmp_path, "00000", np.asfortranarray(VECTORS[:100].astype(np.float32)))
+    add_embeddings(tmp_path, "00001", VECTORS[100:200].astype(">f4"))
+    add_embeddings(tmp_path, "00002", 7 * VECTORS[200:].astype(np.float64))
+    index(str(tmp_path))
+    for row in (3, 103, 203):
+        hits = Searcher(tmp_path).search(vector=VECTORS[row], k=1)
+        assert hits.match[0] == pytest.approx(1, abs=1e-3)
+        assert hits.key[0] == f"{row // 100:05d}{row % 100:04d}"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.full((3, 16), np.nan, np.float16), r"img_emb_00002.npy row 0 holds NaN"),
+        (np.array([[1.0] * 16, [0.0] * 16], np.float16), r"row 1 holds only zeros"),
+        (np.ones((3, 16), np.int8), "holds int8"),
+        (clustered(5, 12), "12 dimensions, the others 16"),
+    ],
+)
+def test_unusable_vectors_are_refused_by_file_and_row(dataset, vectors, message):
+    facts = {"dim": 16}
+    add_embeddings(dataset, "00002", vectors, facts=facts)
+    with pytest.raises(InputError, match=message):
+        index(str(dataset))
+    assert not (dataset / "index/toy/segments.json").exists()
+
+
+def test_counts_that_disagree_name_both_files(dataset):
+    path = "embeddings/toy/metadata/metadata_00001.parquet"
+    Folder(dataset).write_table(path, pa.table({"image_path": ["a", "b"]}))
+    message = r"metadata_00001.parquet holds 2 rows and .*img_emb_00001.npy holds 100"
+    with pytest.raises(InputError, match=message):
+        index(str(dataset))
+
+
+def test_vectors_that_are_not_what_the_record_says_are_refused(dataset):
+    np.save(dataset / "embeddings/toy/img_emb/img_emb_00001.npy", VECTORS[:7])
+    with pytest.raises(InputError, match="holds 7 vectors and its record says 100"):
+        index(str(dataset))
+
+
+@pytest.mark.parametrize("file", ["vectors.index", "lists.index", "rows.arrow"])
+def test_a_truncated_index_is_refused(dataset, file):
+    index(str(dataset), IndexConfig(kind="ivf"))
+    path = dataset / "index/toy/segments/00001" / file
+    path.write_bytes(path.read_bytes()[:-600])
+    with pytest.raises(InputError, match="run laionkit index"):
+        Searcher(dataset)
+
+
+def test_a_dataset_without_embeddings_says_what_to_run(tmp_path):
+    with pytest.raises(InputError, match="laionkit embed"):
+        index(str(tmp_path))
+    with pytest.raises(InputError, match="laionkit index"):
+        Searcher(tmp_path)
+
+
+def test_the_model_is_chosen_by_name_where_there_are_several(dataset):
+    add_embeddings(dataset, "00000", clustered(40, 8), model="other")
+    with pytest.raises(InputError, match="other, toy: choose with --as"):
+        index(str(dataset))
+    index(str(dataset), IndexConfig(as_name="other"))
+    assert Searcher(dataset).dim == 8
+    index(str(dataset), IndexConfig(as_name="toy"))
+    assert Searcher(dataset, "toy").dim == 16
+    with pytest.raises(InputError, match="did you mean toy"):
+        Searcher(dataset, "toi")

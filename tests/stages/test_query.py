@@ -1,0 +1,98 @@
+"""The query stage: text and image queries with a real model, the contact sheet."""
+
+import cv2
+import numpy as np
+import pytest
+
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.runner import Runner
+from laionkit.stages.embed import EmbedConfig, embed
+from laionkit.stages.index import index
+from laionkit.stages.query import QueryConfig, answer, open_searcher, query
+from tests.stages.shards import shard_of, write_shards
+
+CPU = Runner(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return [sample for number in range(2) for sample in shard_of(number, 8)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, small_clip, samples):
+    place = tmp_path_factory.mktemp("query")
+    write_shards(place, {f"{number:05d}": samples[8 * number :][:8] for number in range(2)})
+    config = EmbedConfig(model=f"local-dir:{small_clip}", precision="fp32", as_name="small")
+    embed(str(place), config, runner=CPU)
+    index(str(place))
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def searcher(dataset):
+    return open_searcher(dataset, runner=CPU)
+
+
+def test_a_picture_finds_itself(searcher, samples, tmp_path):
+    key, data, caption = samples[11]
+    file = tmp_path / "query.jpg"
+    file.write_bytes(data)
+    for image in (data, str(file), file):
+        hits = answer(searcher, QueryConfig(k=3), image=image)
+        assert hits.key[0] == key
+        assert hits.match[0] == pytest.approx(1, abs=2e-3)
+        assert (hits.caption[0], hits.url[0]) == (caption, f"http://x/{key}")
+
+
+def test_a_text_is_ranked_by_its_cosine_with_each_picture(dataset, searcher, samples):
+    hits = query(dataset, samples[3][2], runner=CPU)
+    assert len(hits) == 10
+    assert hits.match.is_monotonic_decreasing
+    scored = hits.set_index("key")
+    own = scored[scored.caption == samples[3][2]]
+    assert np.allclose(own.match, own.clip_similarity, atol=2e-3)
+
+
+def test_a_filter_applies_inside_the_search(searcher):
+    config = QueryConfig(k=5, where="caption like '% of 1' and clip_similarity > -2")
+    hits = answer(searcher, config, "anything")
+    assert len(hits) == 5
+    assert set(hits["shard"]) == {"00001"}
+
+
+def test_a_sheet_shows_the_hits(searcher, samples, tmp_path):
+    path = tmp_path / "hits.png"
+    answer(searcher, QueryConfig(k=7, sheet=str(path)), image=samples[0][1])
+    sheet = cv2.imread(str(path))[:, :, ::-1].astype(int)
+    height, width = sheet.shape[:2]
+    assert (height, width) > (600, 1200)
+    first = cv2.imdecode(np.frombuffer(samples[0][1], np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    middle = first[first.shape[0] // 2, first.shape[1] // 2].astype(int)
+    shown = sheet[94 + 12 + 110, 28 + 12 + 110]
+    assert np.abs(shown - middle).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"sheet": "hits.jpg"}, ConfigError, "PNG"),
+        ({"sheet": "/nowhere/hits.png"}, InputError, "no folder"),
+        ({"where": "caption lik 'a'"}, ConfigError, "--where"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(searcher, settings, error, message):
+    with pytest.raises(error, match=message):
+        answer(searcher, QueryConfig(**settings), "a")
+
+
+def test_a_query_image_that_is_none_is_one_clear_line(searcher, tmp_path):
+    with pytest.raises(InputError, match="no usable picture"):
+        answer(searcher, QueryConfig(), image=b"<html>")
+    with pytest.raises(InputError, match="cannot be read"):
+        answer(searcher, QueryConfig(), image=tmp_path / "nothing.jpg")
+
+
+def test_an_empty_text_is_refused(searcher):
+    with pytest.raises(ConfigError, match="empty"):
+        answer(searcher, QueryConfig(), " ")
