@@ -97,9 +97,7 @@ def _paste(
     scale = edge_px / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
-    sheet.paste(
-        picture, (frame[0] + (edge_px - size[0]) // 2, frame[1] + (edge_px - size[1]) // 2)
-    )
+    sheet.paste(picture, (frame[0] + (edge_px - size[0]) // 2, frame[1] + (edge_px - size[1]) // 2))
 
 
 def _write(

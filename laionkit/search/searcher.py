@@ -88,9 +88,7 @@ class Searcher:
     ) -> tuple[Neighbours, Plan]:
         """The k nearest rows to a unit vector, under one bitmap a segment, and how they came."""
         parts, steps = [], []
-        for segment, keep in zip(
-            self.segments, keeps or [None] * len(self.segments), strict=True
-        ):
+        for segment, keep in zip(self.segments, keeps or [None] * len(self.segments), strict=True):
             found, step = search_segment(segment, query_D, k, keep, exact)
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)

@@ -61,9 +61,7 @@ def index(
     settled = runner.begin(records, named, facts=_identity(facts))
     writer = IndexWriter(folder, model, facts, functools.partial(_shape, settled))
     done = bool(records.names()) and not settled.force and writer.is_current(refs)
-    runner.progress.emit(
-        StageStarted(records.stage, 1, int(done), sum(ref.rows for ref in refs))
-    )
+    runner.progress.emit(StageStarted(records.stage, 1, int(done), sum(ref.rows for ref in refs)))
     if not done:
         _commit(records, settled, writer.rebuild(refs), time.monotonic() - started, runner)
     return _report(records, done, time.monotonic() - started, runner)
