@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from laionkit.backends.clip import Preprocess
 from laionkit.core.schemas import Reason
-from laionkit.stages.embed.pictures import PictureLost, decode
+from laionkit.ops.images import PictureError, decode
 
 READY = b"ready\n"
 
@@ -58,10 +58,10 @@ def _place(
     """Decode one picture into every frame; None, or the reason and detail of its loss."""
     file.seek(offset)
     try:
-        image_HWC = decode(file.read(size))
+        image_HWC = decode(file.read(size)).rgb
         for frame in frames:
             _view(memory, frame, row)[...] = frame.preprocess(image_HWC)
-    except PictureLost as error:
+    except PictureError as error:
         return [error.reason, error.detail]
     except MemoryError as error:
         return [Reason.TOO_MANY_PIXELS, f"MemoryError: {error}"]
