@@ -4,9 +4,11 @@
 retried sample keeps its key though it lies in a later shard.
 """
 
+import functools
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from laionkit.core.errors import ConfigError
 
@@ -63,9 +65,14 @@ class KeyScheme:
 
     def keys(self, shard: int, rows: int) -> pa.StringArray:
         """Spell the keys of a shard's first `rows` rows."""
-        name = self.shard_name(shard)
-        return pa.array([f"{name}{i:0{self.index_digits}d}" for i in range(rows)], type=pa.string())
+        indices = _indices(self.shard_size, self.index_digits).slice(0, rows)
+        return pc.binary_join_element_wise(self.shard_name(shard), indices, "")
 
     def split(self, key: str) -> tuple[int, int]:
         """Return (shard number, index) of a key of this scheme."""
         return int(key[: -self.index_digits or None]), int(key[-self.index_digits :] or 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _indices(shard_size: int, digits: int) -> pa.StringArray:
+    return pa.array([f"{i:0{digits}d}" if digits else "" for i in range(shard_size)], pa.string())

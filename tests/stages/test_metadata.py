@@ -1,0 +1,252 @@
+"""metadata: sources in, a work list out; malformed rows in the ledger; done is done."""
+
+import gzip
+import json
+from pathlib import Path
+
+import mmh3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
+from laionkit.core.files import Folder
+from laionkit.core.records import StageRecords
+from laionkit.core.runner import Runner, StageReport
+from laionkit.core.worklist import WorkList
+from laionkit.stages.metadata import MetadataConfig, metadata
+
+ROWS = [{"url": f"http://pics.example/{i}.jpg", "text": f"picture {i}"} for i in range(25)]
+
+
+def make(source: object, dataset: Path, **settings: object) -> StageReport:
+    config = MetadataConfig.build({"shard_size": 10, **settings}, "metadata")
+    return metadata([str(source)], str(dataset), config)
+
+
+def kept(dataset: Path) -> pa.Table:
+    with WorkList.open(Folder(dataset)) as work:
+        return pa.concat_tables([work.read(shard) for shard in work.shards()])
+
+
+def dropped(dataset: Path) -> list[dict]:
+    return pq.read_table(dataset / "metadata/dropped.parquet").to_pylist()
+
+
+def write(folder: Path, form: str, rows: list[dict] = ROWS) -> Path:
+    """The same rows in each format laionkit reads."""
+    path = folder / f"links.{form}"
+    kind = form.partition(".")[0]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    lines = {
+        "csv": ["url,text", *(f'{r["url"]},"{r["text"]}"' for r in rows)],
+        "tsv": [f"{r['text']}\t{r['url']}" for r in rows],
+        "jsonl": [json.dumps(r) for r in rows],
+        "txt": [r["url"] for r in rows],
+    }[kind]
+    data = ("\n".join(lines) + "\n").encode()
+    if form.endswith(".gz"):
+        data = gzip.compress(data, mtime=0)
+    if form.endswith(".zst"):
+        data = bytes(pa.Codec("zstd").compress(data))
+    path.write_bytes(data)
+    return path
+
+
+FORMS = ["parquet", "csv", "tsv", "jsonl", "txt", "csv.gz", "tsv.zst", "jsonl.gz", "txt.zst"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_format_gives_the_same_rows_and_keys(tmp_path, form):
+    report = make(write(tmp_path, form), tmp_path / "d")
+    table = kept(tmp_path / "d")
+    assert report.counts.seen == report.counts.ok == table.num_rows == 25
+    assert table["url"].to_pylist() == [row["url"] for row in ROWS]
+    assert table["key"][0].as_py() == "000000"
+    assert table["key"][-1].as_py() == "000024"
+    if not form.startswith("txt"):
+        assert table["caption"].to_pylist() == [row["text"] for row in ROWS]
+        assert table["hash"][3].as_py() == mmh3.hash64(ROWS[3]["url"] + ROWS[3]["text"])[0]
+
+
+def test_the_work_list_has_a_row_group_a_shard(tmp_path):
+    make(write(tmp_path, "parquet"), tmp_path / "d")
+    work = WorkList.open(Folder(tmp_path / "d"))
+    assert work.shards() == ["00000", "00001", "00002"]
+    assert [work.rows(s) for s in work.shards()] == [10, 10, 5]
+    assert work.scheme.key(2, 4) == "000024"
+    assert work.read("00001", ["url", "nothing"]).column_names == ["url"]
+    assert len({work.content(s) for s in work.shards()}) == 3
+    work.close()
+    with pytest.raises(InputError, match="no shard 00009"):
+        work.read("00009")
+
+
+def test_a_second_identical_call_finds_it_done(tmp_path):
+    source = write(tmp_path, "csv")
+    first, second = make(source, tmp_path / "d"), make(source, tmp_path / "d")
+    assert (first.skipped, second.skipped) == (0, 1)
+    assert first.counts == second.counts
+    with pytest.raises(StaleOutput, match="shard_size=10; this run has shard_size=100"):
+        make(source, tmp_path / "d", shard_size=100)
+    write(tmp_path, "csv", ROWS[:3])
+    with pytest.raises(StaleOutput, match=r"links\.csv; this run has other content.*--fresh"):
+        make(source, tmp_path / "d")
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path):
+    source = write(tmp_path, "parquet")
+    for name in ("a", "b"):
+        make(source, tmp_path / name)
+    files = [(tmp_path / n / "metadata/part-00000.parquet").read_bytes() for n in ("a", "b")]
+    assert files[0] == files[1]
+
+
+def test_malformed_rows_go_to_the_ledger_with_their_reason(tmp_path):
+    rows = [
+        {"url": "http://a.example/1.jpg", "text": "fine"},
+        {"url": None, "text": "no link"},
+        {"url": "  ", "text": "blank"},
+        {"url": "a caption where the link should be", "text": "shifted"},
+        {"url": " https://b.example/2.jpg ", "text": None},
+    ]
+    report = make(write(tmp_path, "parquet", rows), tmp_path / "d")
+    assert report.counts.reasons == {"malformed_url": 1, "missing_url": 2}
+    assert kept(tmp_path / "d")["url"].to_pylist() == [rows[0]["url"], "https://b.example/2.jpg"]
+    lines = dropped(tmp_path / "d")
+    assert [(line["row"], line["reason"]) for line in lines] == [
+        (1, "missing_url"),
+        (2, "missing_url"),
+        (3, "malformed_url"),
+    ]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_lines_that_are_no_row_are_counted_and_numbered(tmp_path, form):
+    path = write(tmp_path, form)
+    lines = path.read_text().splitlines()
+    at = 4 if form == "csv" else 3
+    lines.insert(at, "a,b,c,d" if form == "csv" else "{broken")
+    path.write_text("\n".join(lines))
+    report = make(path, tmp_path / "d")
+    assert report.counts.reasons == {"malformed_row": 1}
+    assert (report.counts.seen, report.counts.ok) == (26, 25)
+    assert [line["row"] for line in dropped(tmp_path / "d")] == [3]
+
+
+def test_counts_alone_leave_no_ledger(tmp_path):
+    make(write(tmp_path, "txt", [{"url": "nothing"}]), tmp_path / "d", ledger="counts")
+    assert not (tmp_path / "d/metadata/dropped.parquet").exists()
+    assert kept_rows(tmp_path / "d") == 0
+
+
+def kept_rows(dataset: Path) -> int:
+    return WorkList.open(Folder(dataset)).total()
+
+
+def test_a_folder_of_pictures_keeps_paths_and_takes_sidecar_captions(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.jpg", "a.png", "deep/c.JPEG", ".hidden.jpg"):
+        (folder / name).write_bytes(b"not looked at")
+    (folder / "a.txt").write_text("a red circle\n")
+    (folder / "b.json").write_text('{"caption": "a blue square"}')
+    make(folder, tmp_path / "d")
+    table = kept(tmp_path / "d")
+    assert [Path(p).name for p in table["path"].to_pylist()] == ["a.png", "b.jpg", "c.JPEG"]
+    assert table["caption"].to_pylist() == ["a red circle", "a blue square", None]
+    assert "url" not in table.column_names
+
+
+def test_a_run_cut_off_between_records_starts_again_clean(tmp_path):
+    source = write(tmp_path, "csv")
+    make(source, tmp_path / "d")
+    records = StageRecords(Folder(tmp_path / "d"), "metadata")
+    whole = records.read("part-00000")
+    records.commit(whole.model_copy(update={"extra": {**whole.extra, "parts": 2}}))
+    with pytest.raises(InputError, match="was cut off: run the same laionkit metadata again"):
+        WorkList.open(Folder(tmp_path / "d"))
+    assert make(source, tmp_path / "d").skipped == 0
+    assert kept(tmp_path / "d").num_rows == 25
+
+
+def test_a_failed_run_leaves_nothing_that_counts(tmp_path):
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    write(folder, "csv")
+    (folder / "second.csv").write_text("url,text\n" + 'http://a.example/1,"never closed\n' * 3)
+    (folder / "second.csv").write_bytes(b"url,text\nhttp://a.example/1,\xff\xfe\n")
+    with pytest.raises(InputError, match=r"second\.csv is not readable"):
+        make(folder, tmp_path / "d")
+    with pytest.raises(InputError, match="no work list"):
+        WorkList.open(Folder(tmp_path / "d"))
+    (folder / "second.csv").unlink()
+    assert make(folder, tmp_path / "d", ledger="counts").counts.ok == 25
+
+
+def test_several_sources_are_read_in_order_into_the_union_of_their_columns(tmp_path):
+    a = write(tmp_path, "parquet", [{"URL": "http://a.example/1", "TEXT": "x", "score": 1}])
+    b = write(tmp_path, "jsonl", [{"url": "http://a.example/2", "caption": "y", "score": 0.5}])
+    metadata([str(a), str(b)], str(tmp_path / "d"))
+    assert kept(tmp_path / "d").select(["url", "caption", "score"]).to_pylist() == [
+        {"url": "http://a.example/1", "caption": "x", "score": 1.0},
+        {"url": "http://a.example/2", "caption": "y", "score": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"PAR1 but not really", "x.parquet is not readable as parquet"),
+        ("x.csv", b"", "x.csv is empty"),
+        ("x.csv", b"a,b\n1,2\n", "no column of links; it has a, b: name it with --url-column"),
+        ("x.csv", b"url,URL\n1,2\n", "two columns of one name"),
+        ("x.csv", b"\x00\x01\x02", "is no text"),
+        ("x.bin", b"1234", "its format is unknown"),
+        ("x.csv.gz", b"no gzip", "x.csv.gz is not readable as csv"),
+        ("x.jsonl", b"nothing\n", "no column of links"),
+    ],
+)
+def test_a_bad_source_is_one_line_that_names_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        make(tmp_path / name, tmp_path / "d")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "d").exists()
+
+
+def test_what_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="is not there"):
+        make(tmp_path / "nothing.csv", tmp_path / "d")
+    with pytest.raises(InputError, match="matches no file"):
+        make(tmp_path / "*.csv", tmp_path / "d")
+    with pytest.raises(ConfigError, match="name at least one SOURCE"):
+        metadata([], str(tmp_path / "d"))
+    with pytest.raises(ConfigError, match="one piece of work"):
+        metadata(["x"], str(tmp_path / "d"), runner=Runner(part=(1, 2)))
+
+
+def test_columns_can_be_named(tmp_path):
+    source = write(tmp_path, "jsonl", [{"where": "http://a.example/1", "t1": "a", "t2": "b"}])
+    make(source, tmp_path / "d", url_column="where", caption_column="t2")
+    assert kept(tmp_path / "d").column_names == ["key", "url", "caption", "hash", "t1"]
+    with pytest.raises(ConfigError, match="has no such column .did you mean where"):
+        make(source, tmp_path / "e", url_column="wher")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("img2dataset-laion400m-rows/test_1000.parquet", 1000),
+        ("cc3m-validation/Validation_GCC_first5000.tsv", 5000),
+        ("coyo-7-rows/coyo_rows.csv", 7),
+        ("img2dataset-laion400m-rows/unique_images.txt", 54),
+        ("img2dataset-laion400m-rows/test_bbox.parquet", 1),
+    ],
+)
+def test_real_files_are_read_whole(tmp_path, real_data, name, rows):
+    report = make(real_data / "metadata" / name, tmp_path / "d", shard_size=1000)
+    assert (report.counts.ok, report.counts.reasons) == (rows, {})
+    assert kept(tmp_path / "d")["url"].null_count == 0
