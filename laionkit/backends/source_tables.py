@@ -124,7 +124,7 @@ class CsvTable:
         self._quote = '"' if delimiter == "," else False
         self._delimiter = delimiter
         self._names = self._find_names()
-        with contextlib.closing(self._reader(None, [])) as reader:
+        with self._reader(None, []) as reader:
             first = next(iter(reader), None)
         empty = pa.schema([(name, pa.string()) for name in self._names])
         self._head = pa.table(first).slice(0, HEAD_ROWS) if first else empty.empty_table()
@@ -140,7 +140,7 @@ class CsvTable:
         start = 0
         types = pa.schema([(name, pa.string()) for name in self._names])
         try:
-            with contextlib.closing(self._reader(types, bad)) as reader:
+            with self._reader(types, bad) as reader:
                 for found in reader:
                     rows = _number_rows(start, len(found), [number for number, _ in bad])
                     start = int(rows[-1]) + 1 if len(rows) else start
@@ -172,7 +172,8 @@ class CsvTable:
             raise InputError(f"{self.name} has two columns of one name: {', '.join(names)}")
         return names
 
-    def _reader(self, types: pa.Schema | None, bad: list[tuple[int, str]]) -> Any:
+    @contextlib.contextmanager
+    def _reader(self, types: pa.Schema | None, bad: list[tuple[int, str]]) -> Iterator[Any]:
         offset = 2 if self._has_header else 1  # arrow counts rows from 1, the header among them
 
         def skip(row: Any) -> str:
@@ -180,28 +181,32 @@ class CsvTable:
             bad.append((row.number - offset, what[:200]))
             return "skip"
 
-        return pacsv.open_csv(
-            self.file.open(),
-            pacsv.ReadOptions(
-                use_threads=False,
-                block_size=BLOCK_BYTES,
-                column_names=self._names,
-                skip_rows=1 if self._has_header else 0,
-            ),
-            pacsv.ParseOptions(
-                delimiter=self._delimiter,
-                quote_char=self._quote,
-                newlines_in_values=bool(self._quote),
-                invalid_row_handler=skip,
-            ),
-            pacsv.ConvertOptions(
-                check_utf8=True,
-                column_types=types,
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
+        with (
+            self.file.open() as file,
+            pacsv.open_csv(
+                file,
+                pacsv.ReadOptions(
+                    use_threads=False,
+                    block_size=BLOCK_BYTES,
+                    column_names=self._names,
+                    skip_rows=1 if self._has_header else 0,
+                ),
+                pacsv.ParseOptions(
+                    delimiter=self._delimiter,
+                    quote_char=self._quote,
+                    newlines_in_values=bool(self._quote),
+                    invalid_row_handler=skip,
+                ),
+                pacsv.ConvertOptions(
+                    check_utf8=True,
+                    column_types=types,
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=False,
+                ),
+            ) as reader,
+        ):
+            yield reader
 
 
 class LinesTable:

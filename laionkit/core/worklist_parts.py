@@ -133,6 +133,7 @@ class _OpenPart:
 
     def discard(self) -> None:
         with contextlib.suppress(_Discarded), self._stack:
+            self._writer.close()
             raise _Discarded
 
 
