@@ -20,10 +20,11 @@ from laionkit.ops.presets import Preset, choose_preset
 from laionkit.stages.subset.card import write_card
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
+from laionkit.stages.subset.loading import load
 from laionkit.stages.subset.manifest import WHOLE, Verified, samples_hash, verify, write_manifest
 from laionkit.stages.subset.selection import FunnelStep, Selection
 
-__all__ = ["SubsetConfig", "Verified", "subset", "verify"]
+__all__ = ["SubsetConfig", "Verified", "load", "subset", "verify"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""``laionkit.load``: a subset as a stream of training samples, the same for shards and views."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+import pyarrow.parquet as pq
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.schemas import SUBSETS
+from laionkit.core.shards import Member, read_contents, read_member
+from laionkit.stages.subset.export import VIEW_COLUMNS, VIEW_FILE, Pictures
+from laionkit.stages.subset.manifest import find_record
+
+if TYPE_CHECKING:
+    from laionkit.backends.sample_stream import Sample, SamplePipeline
+
+DEFAULT_SHUFFLE = 10_000
+
+
+def load(
+    dataset: str, subset: str, *, shuffle: int = DEFAULT_SHUFFLE, seed: int = 0
+) -> "SamplePipeline":
+    """Stream a subset's samples: ``load(d, s).decode("pil").to_tuple("jpg", "txt")``.
+
+    Samples are webdataset's: ``__key__``, and the bytes of ``jpg`` (or png, webp), ``txt`` and
+    ``json``. An epoch is over when the iteration ends; over all nodes (RANK, WORLD_SIZE) and
+    loader workers it holds each sample once. `shuffle` is the buffer's size, 0 for none. Raises
+    InputError where there is no such subset, or one without pictures.
+    """
+    from laionkit.backends.sample_stream import SamplePipeline, SampleStream
+
+    record = find_record(Folder(dataset), subset)
+    base = f"{SUBSETS}/{subset}"
+    if "view" in record.files:
+        with Folder(dataset).open(f"{base}/{VIEW_FILE}") as file:
+            metadata = pq.ParquetFile(file).metadata
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        views = [ViewShard(dataset, subset, group, count) for group, count in enumerate(rows)]
+        return SamplePipeline(SampleStream(views, shuffle=shuffle, seed=seed))
+    if "sizes" not in record.files:
+        raise InputError(f"subset {subset} of {dataset} is a list of links: it has no pictures")
+    sizes = Folder(dataset).read_json(f"{base}/sizes.json")
+    tars = [TarShard(dataset, f"{base}/{name}", count) for name, count in sizes.items()]
+    return SamplePipeline(SampleStream(tars, shuffle=shuffle, seed=seed))
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A tar of samples below a dataset."""
+
+    dataset: str
+    path: str
+    rows: int
+
+    def open(self) -> "_OpenTar":
+        """Open it and read its table of contents."""
+        return _OpenTar(Folder(self.dataset), self.path)
+
+
+class _OpenTar:
+    def __init__(self, dataset: Folder, path: str) -> None:
+        self._url = dataset.at(path)
+        self._file: BinaryIO = dataset.open(path)
+        samples = read_contents(self._file).samples
+        # In the order of the export, which a shuffled subset's keys do not tell.
+        self._samples: list[tuple[str, dict[str, Member]]] = sorted(
+            samples.items(), key=lambda sample: min(m.offset for m in sample[1].values())
+        )
+
+    def read(self, row: int) -> "Sample":
+        key, members = self._samples[row]
+        parts = {name: read_member(self._file, member) for name, member in members.items()}
+        return {"__key__": key, "__url__": self._url, **parts}
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class ViewShard:
+    """A row group of a view: samples whose pictures lie in the dataset's own tars."""
+
+    dataset: str
+    subset: str
+    group: int
+    rows: int
+
+    def open(self) -> "_OpenView":
+        """Open it."""
+        return _OpenView(Folder(self.dataset), f"{SUBSETS}/{self.subset}/{VIEW_FILE}", self.group)
+
+
+class _OpenView:
+    def __init__(self, dataset: Folder, path: str, group: int) -> None:
+        self._url = f"{dataset.at(path)}#{group}"
+        self._pictures = Pictures(dataset)
+        with dataset.open(path) as file:
+            rows = pq.ParquetFile(file).read_row_group(group)
+        self._cells = [rows.column(name).to_pylist() for name in VIEW_COLUMNS]
+
+    def read(self, row: int) -> "Sample":
+        key, shard, extension, offset, size, text, line = (cells[row] for cells in self._cells)
+        return {
+            "__key__": key,
+            "__url__": self._url,
+            extension: self._pictures.read(shard, offset, size),
+            "txt": text.encode(),
+            "json": line.encode(),
+        }
+
+    def close(self) -> None:
+        self._pictures.close()
