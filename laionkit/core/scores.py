@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -50,15 +49,24 @@ def score_path(column: str, shard: str) -> str:
 
 
 def write_scores(
-    dataset: Folder, column: str, shard: str, keys: Sequence[str], values: NDArray[np.float32]
+    dataset: Folder, column: str, shard: str, keys: Sequence[str], values: NDArray[Any]
 ) -> Written:
-    """Write one shard of a column that was begun; NaN becomes null."""
+    """Write one shard of a column that was begun: numbers, NaN becoming null, or labels."""
     made = StageRecords(dataset, score_stage(column)).made()
     assert made is not None, f"{column} was not begun"
     provenance = {"column": column, **made.config, **made.facts}
     text = json.dumps(provenance, sort_keys=True)
-    numbers = pa.array(values, type=pa.float32(), from_pandas=True)  # NaN becomes null
-    table = pa.table({"key": pa.array(keys, pa.string()), "value": numbers}, schema=SCORE_SCHEMA)
+    kind = pa.string() if values.dtype == object else SCORE_SCHEMA.field("value").type
+    value = pa.array(values, type=kind, from_pandas=True)  # NaN becomes null
+    table = pa.table({"key": pa.array(keys, pa.string()), "value": value})
     return dataset.write_table(
         score_path(column, shard), table.replace_schema_metadata({PROVENANCE_KEY: text})
     )
+
+
+def read_labels(path: str | None) -> tuple[str, str] | None:
+    """A file of labels as (path, text), None where none is named."""
+    if path is None:
+        return None
+    folder, _, name = path.rpartition("/")
+    return path, Folder(folder or ".").read_bytes(name).decode("utf-8", errors="replace")

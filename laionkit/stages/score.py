@@ -6,8 +6,8 @@ Vectors are brought back to unit length in fp32 before they are scored.
 
 import functools
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,13 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
-from laionkit.core.scores import begin_column, write_scores
+from laionkit.core.scores import begin_column, read_labels, write_scores
 from laionkit.ops.vectors import unit_rows
 
 if TYPE_CHECKING:
-    from laionkit.backends.heads.scorers import Rows, Scorer
+    from laionkit.backends.clip.model import ClipModel
+    from laionkit.backends.heads.head import Rows
+    from laionkit.backends.heads.scorers import Scorer
 
 
 class ScoreConfig(StageConfig):
@@ -39,6 +41,9 @@ class ScoreConfig(StageConfig):
     heads: Names = ("aesthetic-v2",)
     """Published heads by name, `clip_similarity`, or head files; each becomes a column. The
     default is the head of LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
+    labels: str | None = None
+    """A file of labels, one a line: each picture's best one becomes a column called as the file
+    is, and its probability among them another."""
     as_name: str | None = None
     """Short name of the model whose embeddings to score, where the dataset has several."""
 
@@ -54,12 +59,18 @@ def score(
 
     folder = Folder(dataset)
     model = choose_model(folder, config.as_name)
-    if not config.heads:
+    if not config.heads and config.labels is None:
         raise ConfigError("heads=(): name at least one head, such as --heads aesthetic-v2")
     facts = model_made(folder, model).facts
     refs = {ref.name: ref for ref in list_embeddings(folder, model)}
     has_text = bool(refs) and all(ref.text for ref in refs.values())
-    scorers = open_scorers(config.heads, str(facts.get("backbone")), has_text)
+    scorers = open_scorers(
+        config.heads,
+        str(facts.get("backbone")),
+        has_text=has_text,
+        encoder=functools.partial(load_encoder, model, facts),
+        labels=read_labels(config.labels),
+    )
     tasks = [Task(ref.name, {embed_stage(model): ref.content}, ref.rows) for ref in refs.values()]
     settled = [
         begin_column(runner, folder, scorer.column, model, scorer.facts(), facts)
@@ -71,6 +82,21 @@ def score(
         opener = functools.partial(ScoreWorker, folder.url, scorer, refs)
         reports[scorer.column] = runner.run(records, column_config, tasks, opener)
     return _join(folder, reports)
+
+
+def load_encoder(model: str, facts: Mapping[str, Any]) -> "ClipModel":
+    """The model that made the embeddings, to embed words with. Raises InputError for another."""
+    from laionkit.backends.clip.loading import load
+    from laionkit.backends.clip.model import text_encoder
+
+    loaded = load(str(facts.get("model")), None)
+    if loaded.weights_sha256 != facts.get("weights_sha256"):
+        raise InputError(
+            f"{facts.get('model')} now has weights of sha256 {loaded.weights_sha256}, the "
+            f"embeddings in {model} were made with {facts.get('weights_sha256')}: words embedded "
+            "with these would not belong to them"
+        )
+    return text_encoder(loaded)
 
 
 class ScoreWorker:
@@ -105,7 +131,7 @@ class ScoreWorker:
             yield Outcome(shard, Counts.of(len(keys), {}), {"scores": written}, seconds)
 
     def _rows(self, ref: EmbeddingRef, captioned_N: NDArray[np.bool_]) -> "Rows":
-        from laionkit.backends.heads.scorers import Rows
+        from laionkit.backends.heads.head import Rows
 
         text_ND = None
         if self.scorer.needs_text and ref.text:

@@ -171,3 +171,46 @@ def test_no_model_lists_five_good_ones(tmp_path):
 def test_a_folder_without_shards_says_what_to_run_first(tmp_path, settings):
     with pytest.raises(InputError, match="no image shards: run laionkit fetch or adopt"):
         embed(str(tmp_path), EmbedConfig(**settings))
+
+
+def test_words_become_columns_in_the_pass_and_later_alike(tmp_path, settings):
+    folder = write_shards(tmp_path / "data", {"00000": shard_of(0, 3)})
+    (tmp_path / "kinds.txt").write_text("a red thing\na blue thing\n")
+    heads, labels = ('warm=prompt:"red" vs "blue"',), str(tmp_path / "kinds.txt")
+    embed(folder.url, EmbedConfig(**settings, heads=heads, labels=labels), runner=CPU)
+    names = ("warm", "kinds", "kinds_probability")
+    before = {name: folder.read_bytes(f"scores/{name}/00000.parquet") for name in names}
+    assert set(folder.read_table("scores/kinds/00000.parquet")["value"].to_pylist()) <= {
+        "a red thing",
+        "a blue thing",
+    }
+    for name in names:
+        folder.remove(f".laionkit/score/{name}/00000.json")
+        folder.remove(f"scores/{name}/00000.parquet")
+    score(folder.url, ScoreConfig(heads=heads, labels=labels))
+    assert before == {name: folder.read_bytes(f"scores/{name}/00000.parquet") for name in names}
+
+
+def test_a_head_asked_for_later_says_which_command_fills_the_gap(tmp_path, settings, caplog):
+    folder = write_shards(tmp_path, {"00000": shard_of(0, 1)})
+    embed(folder.url, EmbedConfig(**settings), runner=CPU)
+    write_shard(folder, "00001", shard_of(1, 1))
+    embed(folder.url, EmbedConfig(**settings, heads=('warm=prompt:"red" vs "blue"',)), runner=CPU)
+    assert "1 shards were embedded before warm was asked for" in caplog.text
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said(tmp_path, settings, caplog, monkeypatch):
+    whole = open_clip.CLIP.encode_image
+
+    def small_memory(self, image, normalize=False):
+        if len(image) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, image, normalize)
+
+    folder = write_shards(tmp_path / "a", {"00000": shard_of(0, 7)})
+    embed(folder.url, EmbedConfig(**settings, batch_size=2), runner=CPU)
+    monkeypatch.setattr(open_clip.CLIP, "encode_image", small_memory)
+    halved = write_shards(tmp_path / "b", {"00000": shard_of(0, 7)})
+    embed(halved.url, EmbedConfig(**settings, batch_size=8), runner=CPU)
+    assert "out of memory on cpu: going on with 1 pictures" in caplog.text
+    np.testing.assert_allclose(vectors(halved), vectors(folder), atol=1e-3)

@@ -40,6 +40,13 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def device_count(device: torch.device) -> int:
+    """How many devices of this kind there are: that many processes share the work."""
+    if device.type == "cuda" and device.index is None:
+        return torch.cuda.device_count()
+    return 1
+
+
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """The precision meant; ``auto`` is bf16 where the device computes it faster than fp32."""
     if wanted != "auto":
@@ -66,8 +73,3 @@ def _cpu_flags() -> set[str]:
         return set()
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
     return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-def choose_batch(device: torch.device) -> int:
-    """Pictures a batch to begin with; on a GPU what does not fit is halved later."""
-    return 256 if device.type == "cuda" else 32

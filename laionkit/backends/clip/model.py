@@ -4,6 +4,7 @@ Shapes: N samples, D dimensions, H W pixels, C = 3 channels, T tokens. The tower
 model's precision; normalisation is always in fp32.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 
 from laionkit.backends.clip.device import Precision
 from laionkit.backends.clip.loading import Loaded
+from laionkit.core.errors import StageFailed
 
 # Captions and pictures a batch where nobody asked for another size.
 DEFAULT_BATCH = 64
@@ -29,6 +31,7 @@ class ClipModel:
         self.backbone, self.preprocess, self.dim = loaded.backbone, loaded.preprocess, loaded.dim
         self.tokenizer = loaded.tokenizer
         self._facts = loaded.facts()
+        self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
         self._mean, self._std = (
             torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
@@ -38,6 +41,11 @@ class ClipModel:
     def facts(self) -> dict[str, Any]:
         """What a record says of this model, as JSON values."""
         return dict(self._facts)
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before a softmax (100 for OpenAI's models)."""
+        return float(self.module.logit_scale.detach().exp())  # type: ignore[operator]
 
     def encode_images(
         self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], batch: int = DEFAULT_BATCH
@@ -63,9 +71,37 @@ class ClipModel:
             out[rows] = self.embed_tokens(tokens_NT[rows]).cpu().numpy()
         return out
 
-    @torch.inference_mode()
     def embed_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
-        """One batch of preprocessed pictures → fp32 unit rows on the device."""
+        """One batch of preprocessed pictures → fp32 unit rows on the device.
+
+        What does not fit the device's memory is halved, then and from then on (`fits`). Raises
+        StageFailed where a single picture does not fit.
+        """
+        parts = []
+        at = 0
+        while at < len(image_NHWC):
+            chunk = image_NHWC[at : at + self.fits]
+            try:
+                parts.append(self._forward_images(chunk))
+                at += len(chunk)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(len(chunk), error)
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _halve(self, size: int, error: RuntimeError) -> None:
+        if size == 1:
+            raise StageFailed(
+                f"one picture of {self.name} in {self.precision} does not fit the memory of "
+                f"{self.device}: use a smaller model or --device cpu"
+            ) from error
+        self.fits = size // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _forward_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(image_NHWC))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
@@ -94,6 +130,16 @@ class ClipModel:
             return np.empty((0, self.dim), np.float32)
         rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
         return rows
+
+
+def text_encoder(loaded: Loaded) -> ClipModel:
+    """The model on the CPU in fp32: where columns made of words are computed, always."""
+    return ClipModel(loaded, torch.device("cpu"), Precision.FP32)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether torch ran out of the device's memory, or of the machine's."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def used_lengths(tokens_NT: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,15 @@ Output = Literal["score", "probability"]
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Unit rows of one shard: pictures, captions where embedded, which rows have a caption."""
+
+    image_ND: NDArray[np.float32]
+    text_ND: NDArray[np.float32] | None
+    captioned_N: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Layer:
     """One linear map, ``x @ weight.T + bias``."""
 

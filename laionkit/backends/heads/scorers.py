@@ -12,21 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laionkit.backends.heads.files import load_head
-from laionkit.backends.heads.head import Head
+from laionkit.backends.heads.head import Head, Rows
+from laionkit.backends.heads.prompts import Encoder, is_prompt, open_labels, open_prompt
 from laionkit.backends.heads.published import heads_that_fit
 from laionkit.core.errors import ConfigError
 from laionkit.core.schemas import RESERVED_COLUMNS, column_for
 
 CLIP_SIMILARITY = "clip_similarity"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Unit rows of one shard: pictures, captions where embedded, which rows have a caption."""
-
-    image_ND: NDArray[np.float32]
-    text_ND: NDArray[np.float32] | None
-    captioned_N: NDArray[np.bool_]
 
 
 class Scorer(Protocol):
@@ -43,8 +35,8 @@ class Scorer(Protocol):
     def facts(self) -> dict[str, Any]:
         """What the values depend on besides the embeddings, as JSON values."""
 
-    def score(self, rows: Rows) -> NDArray[np.float32]:
-        """One value a row, NaN where there is none."""
+    def score(self, rows: Rows) -> NDArray[Any]:
+        """One value a row: float32, NaN where there is none; labels are strings."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +78,23 @@ class HeadScorer:
         return self.head.score(rows.image_ND)
 
 
-def open_scorers(names: Sequence[str], backbone: str, has_text: bool) -> list[Scorer]:
+def open_scorers(
+    names: Sequence[str],
+    backbone: str,
+    *,
+    has_text: bool,
+    encoder: Encoder,
+    labels: tuple[str, str] | None = None,
+) -> list[Scorer]:
     """The scorers of these names for a backbone's embeddings.
 
-    Raises ConfigError for an unknown name, one of another backbone, or one that needs captions
-    where none were embedded.
+    `encoder` loads the model that made them, where words must be embedded; `labels` is a file of
+    labels, (path, text). Raises ConfigError for an unknown name, one of another backbone, or one
+    that needs captions where none were embedded.
     """
-    scorers = [_open(name, backbone) for name in dict.fromkeys(names)]
+    scorers = [_open(name, backbone, encoder) for name in dict.fromkeys(names)]
+    if labels is not None:
+        scorers += open_labels(*labels, encoder)
     columns = [scorer.column for scorer in scorers]
     for column in columns:
         if columns.count(column) > 1 or column in RESERVED_COLUMNS:
@@ -106,9 +108,11 @@ def open_scorers(names: Sequence[str], backbone: str, has_text: bool) -> list[Sc
     return scorers
 
 
-def _open(name: str, backbone: str) -> Scorer:
+def _open(name: str, backbone: str, encoder: Encoder) -> Scorer:
     if column_for(name) == CLIP_SIMILARITY:
         return SimilarityScorer()
+    if is_prompt(name):
+        return HeadScorer(open_prompt(name, backbone, encoder))
     head = load_head(name)
     if head.backbone != backbone:
         fitting = heads_that_fit(backbone)

@@ -18,7 +18,7 @@ from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site, StageReport, Task, Worker
 from laionkit.core.schemas import EMBEDDINGS
-from laionkit.core.scores import begin_column
+from laionkit.core.scores import begin_column, read_labels
 from laionkit.core.shards import ShardRef, list_shards
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class EmbedConfig(StageConfig):
     """Short name of the folder under embeddings/, by default spelt from the model's name."""
     heads: Effort[Names] = ()
     """Heads to score in the same pass; `laionkit score` adds others later without the images."""
+    labels: Effort[str | None] = None
+    """A file of labels, one a line: each picture's best one becomes a column called as the file
+    is, and its probability among them another."""
     decoders: Effort[Literal["auto"] | int] = "auto"
     """Decoding processes; auto leaves one core to the model where there are several."""
 
@@ -72,21 +75,28 @@ def embed(
     refs = {ref.name: ref for ref in list_shards(folder)}
     if not refs:
         raise InputError(f"{dataset} has no image shards: run laionkit fetch or adopt first")
-    from laionkit.backends.clip.loading import load
+    from laionkit.backends.clip.model import text_encoder
     from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
 
-    loaded = load(config.model, config.backbone_id)
+    box = ModelBox(config.model, config.backbone_id)
+    loaded = box.loaded()
     names = [*([CLIP_SIMILARITY] if config.text else []), *config.heads]
-    scorers = open_scorers(names, loaded.backbone, config.text)
+    scorers = open_scorers(
+        names,
+        loaded.backbone,
+        has_text=config.text,
+        encoder=lambda: text_encoder(loaded),
+        labels=read_labels(config.labels),
+    )
     model = config.as_name or model_folder_name(config.model)
     records = StageRecords(folder, embed_stage(model))
     facts = loaded.facts()
-    config = runner.begin(records, config, auto=_auto(config, loaded, runner), facts=facts)
+    config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
     for scorer in scorers:
         begin_column(runner, folder, scorer.column, model, scorer.facts(), facts)
     tasks = [Task(ref.name, {"shards": ref.content}, ref.samples) for ref in refs.values()]
-    opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, loaded)
-    report = runner.run(records, config, tasks, opener)
+    opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, box)
+    report = runner.run(records, config, tasks, opener, workers=_workers(runner))
     _note_unscored(runner, folder, records, scorers)
     return report.model_copy(update={"outputs": (f"{EMBEDDINGS}/{model}",)})
 
@@ -97,14 +107,17 @@ def _open_worker(
     folder: str,
     config: EmbedConfig,
     scorers: "list[Scorer]",
-    loaded: "Loaded",
+    box: "ModelBox",
     site: Site,
 ) -> AbstractContextManager[Worker]:
-    from laionkit.backends.clip.device import Precision, choose_device
+    from laionkit.backends.clip.device import Precision, choose_device, device_count
     from laionkit.backends.clip.model import ClipModel
     from laionkit.stages.embed.worker import EmbedWorker
 
-    model = ClipModel(loaded, choose_device(site.device), Precision(config.precision))
+    device = choose_device(site.device)
+    if device_count(device) > 1:
+        device = choose_device(f"{device.type}:{site.worker % device_count(device)}")
+    model = ClipModel(box.loaded(), device, Precision(config.precision))
     assert isinstance(config.batch_size, int)
     decoders = config.decoders if isinstance(config.decoders, int) else _decoders()
     return EmbedWorker(
@@ -120,15 +133,46 @@ def _open_worker(
     )
 
 
-def _auto(config: EmbedConfig, loaded: "Loaded", runner: Runner) -> Mapping[str, Any]:
+def _auto(config: EmbedConfig, box: "ModelBox", runner: Runner) -> Mapping[str, Any]:
     """What resolves the settings that may be ``auto``, where no record holds them."""
-    from laionkit.backends.clip.device import choose_batch, choose_device, choose_precision
+    from laionkit.backends.clip.batch import choose_batch
+    from laionkit.backends.clip.device import choose_device, choose_precision
+    from laionkit.backends.clip.model import ClipModel
 
     device = choose_device(runner.device)
+    precision = choose_precision(config.precision, device)
     return {
-        "precision": lambda: str(choose_precision(config.precision, device)),
-        "batch_size": lambda: choose_batch(device),
+        "precision": lambda: str(precision),
+        "batch_size": lambda: choose_batch(ClipModel(box.loaded(), device, precision)),
     }
+
+
+def _workers(runner: Runner) -> int:
+    """One process a device."""
+    from laionkit.backends.clip.device import choose_device, device_count
+
+    return device_count(choose_device(runner.device))
+
+
+class ModelBox:
+    """A model that is loaded once in each process, and never sent between processes."""
+
+    def __init__(self, model: str, backbone_id: str | None) -> None:
+        """Name the model; nothing is loaded yet."""
+        self._model, self._backbone_id = model, backbone_id
+        self._loaded: Loaded | None = None
+
+    def loaded(self) -> "Loaded":
+        """The model, loaded on the first call."""
+        if self._loaded is None:
+            from laionkit.backends.clip.loading import load
+
+            self._loaded = load(self._model, self._backbone_id)
+        return self._loaded
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the weights behind."""
+        return {**self.__dict__, "_loaded": None}
 
 
 def _decoders() -> int:

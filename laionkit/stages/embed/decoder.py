@@ -7,6 +7,7 @@ because hostile pictures crash decoders; one that never imports torch starts fas
 
 import json
 import mmap
+import signal
 import sys
 import warnings
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def _view(memory: mmap.mmap, frame: Frame, row: int) -> NDArray[np.uint8]:
 
 def main(arguments: list[str]) -> None:
     """Map the shared memory and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     warnings.simplefilter("ignore")  # decoders warn of what becomes a reason here
     descriptor, size = map(int, arguments)
     serve(mmap.mmap(descriptor, size), sys.stdin.buffer, sys.stdout.buffer)

@@ -4,6 +4,7 @@ Shapes: N pictures of a shard, B of a batch, D dimensions. Batches never mix sha
 shard's bytes do not depend on which shards ran before it.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from laionkit.backends.clip.model import ClipModel
-from laionkit.backends.heads.scorers import Rows, Scorer
+from laionkit.backends.heads.head import Rows
+from laionkit.backends.heads.scorers import Scorer
 from laionkit.core.embeddings import score_stage
 from laionkit.core.files import Folder, Written
-from laionkit.core.progress import Counts
+from laionkit.core.progress import Counts, Note
 from laionkit.core.runner import Outcome, Site, samples_done
 from laionkit.core.scores import write_scores
 from laionkit.core.shards import ShardRef
@@ -120,11 +122,19 @@ class EmbedWorker:
                 work.shard.lost.append(Dropped(keys[work.rows[i]], *why))
         if good:
             pixels = self.pool.pixels(work.batch)
-            work.shard.parts.append(self.model.embed_images(pixels[good]))
+            fits = self.model.fits
+            chosen = pixels if len(good) == len(pixels) else pixels[good]
+            work.shard.parts.append(self.model.embed_images(chosen))
+            if self.model.fits < fits:
+                self._say_halved()
         work.shard.kept += [work.rows[i] for i in good]
         self.pool.release(work.batch)
         reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
         self.report(samples_done(f"embed/{self.folder}", len(good), reasons))
+
+    def _say_halved(self) -> None:
+        text = f"out of memory on {self.model.device}: going on with {self.model.fits} pictures"
+        self.report(Note(f"embed/{self.folder}", text, logging.WARNING))
 
     def _finish(self, shard: _Shard) -> Outcome:
         """Bring a shard's vectors home, embed its captions, score, write."""

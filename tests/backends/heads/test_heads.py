@@ -37,6 +37,10 @@ VECTORS = {
 }
 
 
+def no_model():
+    raise AssertionError("no words to embed")
+
+
 def read_vectors(path):
     if path.is_dir():
         return np.concatenate([np.load(f).reshape(1, -1) for f in sorted(path.glob("*.npy"))])
@@ -144,14 +148,16 @@ def test_an_unknown_head_gets_a_suggestion():
 
 def test_a_head_of_another_backbone_is_refused_and_those_that_fit_are_named(heads_cache):
     with pytest.raises(ConfigError, match=r"ViT-L-14.*ViT-B-32: heads that fit: aesthetic-v1-b32"):
-        open_scorers(["aesthetic-v2"], "openai/ViT-B-32", has_text=True)
+        open_scorers(["aesthetic-v2"], "openai/ViT-B-32", has_text=True, encoder=no_model)
     with pytest.raises(ConfigError, match="no published head fits"):
-        open_scorers(["aesthetic-v2"], "laion2b_s32b_b82k/ViT-L-14", has_text=True)
+        open_scorers(
+            ["aesthetic-v2"], "laion2b_s32b_b82k/ViT-L-14", has_text=True, encoder=no_model
+        )
 
 
 def test_similarity_wants_captions():
     with pytest.raises(ConfigError, match="without captions: embed again with --text"):
-        open_scorers(["clip_similarity"], "openai/ViT-B-32", has_text=False)
+        open_scorers(["clip_similarity"], "openai/ViT-B-32", has_text=False, encoder=no_model)
 
 
 def test_our_own_head_file_travels_with_its_card(tmp_path):
