@@ -1,0 +1,203 @@
+"""adopt: existing shards and embeddings registered in place, checked, never touched."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laionkit.core.embeddings import embedded_models, list_embeddings, model_made
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
+from laionkit.core.files import Folder
+from laionkit.core.runner import Runner, StageReport
+from laionkit.core.shards import list_shards
+from laionkit.core.table import DatasetTable
+from laionkit.stages.adopt import AdoptConfig, adopt
+from tests.small_dataset import SmallDataset, laion_rows, picture
+
+OPENAI_B32 = "ViT-B-32-quickgelu/openai"
+
+
+def take(folder: Path, dataset: Path, **settings: object) -> StageReport:
+    return adopt(str(folder), str(dataset), AdoptConfig.build(settings, "adopt"))
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_embeddings(folder: Path, name: str, keys: list[str], dim: int = 8, **arrays: object):
+    """A set of clip-retrieval's files; `image` and `text` replace what is written there."""
+    rng = np.random.default_rng(len(keys))
+    emb_ND = rng.normal(size=(len(keys), dim)).astype(np.float32)
+    emb_ND /= np.linalg.norm(emb_ND, axis=1, keepdims=True)
+    for kind in ("img_emb", "text_emb"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        array = arrays.get("image" if kind == "img_emb" else "text", emb_ND.astype(np.float16))
+        np.save(folder / kind / f"{kind}_{name}.npy", array)
+    (folder / "metadata").mkdir(exist_ok=True)
+    table = pa.table({"image_path": keys, "caption": [f"caption {k}" for k in keys]})
+    pq.write_table(table, folder / f"metadata/metadata_{name}.parquet")
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, float]]:
+    return {str(p): (p.stat().st_size, p.stat().st_mtime) for p in folder.rglob("*")}
+
+
+def test_img2dataset_shards_are_registered_in_place(tmp_path):
+    source = SmallDataset(tmp_path / "run", laion_rows(25)).write_shards({3: "timeout"})
+    before = snapshot(source.path)
+    first, second = (take(source.path / "shards", tmp_path / "d") for _ in range(2))
+    assert (first.counts.ok, first.counts.reasons, first.skipped) == (24, {"timeout": 1}, 0)
+    assert second.skipped == 3
+    refs = list_shards(Folder(tmp_path / "d"))
+    assert [ref.name for ref in refs] == ["shards-00000", "shards-00001", "shards-00002"]
+    assert refs[0].tar == str(source.path / "shards/00000.tar")
+    with DatasetTable(str(tmp_path / "d")) as table:
+        assert table.rows == 25
+        assert table.execute("SELECT count(*) FROM dataset WHERE reason IS NULL").fetchone() == (
+            24,
+        )
+    assert snapshot(source.path) == before
+
+
+def test_a_second_folder_of_the_same_name_gets_names_of_its_own(tmp_path):
+    for run, prefix in (("a", "1"), ("b", "2")):
+        members = {f"{prefix}{i:03d}.jpg": picture(i) for i in range(3)}
+        write_tar(tmp_path / run / "shards/00000.tar", members)
+        take(tmp_path / run / "shards", tmp_path / "d")
+    names = [ref.name for ref in list_shards(Folder(tmp_path / "d"))]
+    assert names == ["shards-00000", "shards-2-00000"]
+    assert take(tmp_path / "b/shards", tmp_path / "d").skipped == 1
+
+
+def test_a_tar_without_a_table_gets_one_of_ours(tmp_path):
+    said = json.dumps(
+        {"caption": "from json", "url": "http://a.example/1", "width": 9, "height": 8}
+    )
+    write_tar(
+        tmp_path / "web/part.tar",
+        {
+            "b.jpg": picture(1), "b.txt": b"from txt", "b.json": b"{broken",
+            "a.json": said.encode(), "a.jpg": picture(0),
+            "c.txt": b"no picture",
+        },
+    )  # fmt: skip
+    report = take(tmp_path / "web", tmp_path / "d")
+    assert (report.counts.ok, report.counts.reasons) == (2, {"member_missing": 1})
+    ref = list_shards(Folder(tmp_path / "d"))[0]
+    rows = Folder(tmp_path / "d").read_table(ref.table).to_pylist()
+    assert [(r["key"], r["caption"], r["width"]) for r in rows] == [
+        ("a", "from json", 9),
+        ("b", "from txt", 32),
+        ("c", "no picture", None),
+    ]
+    assert not list((tmp_path / "web").glob("*.parquet"))
+
+
+def test_a_key_in_two_tars_is_one_line_that_names_both_and_leaves_nothing(tmp_path):
+    for name in ("one", "two"):
+        write_tar(tmp_path / f"web/{name}.tar", {"same.jpg": picture(0)})
+    with pytest.raises(InputError, match=r"one\.tar and .*two\.tar both hold key 'same'"):
+        take(tmp_path / "web", tmp_path / "d")
+    assert not list_shards(Folder(tmp_path / "d"))
+    assert not list((tmp_path / "d").rglob("*.parquet"))
+    write_tar(tmp_path / "other/one.tar", {"same.jpg": picture(0)})
+    (tmp_path / "web/two.tar").unlink()
+    take(tmp_path / "web", tmp_path / "d")
+    with pytest.raises(InputError, match="both hold key 'same'"):
+        take(tmp_path / "other", tmp_path / "d")
+    assert len(list_shards(Folder(tmp_path / "d"))) == 1
+
+
+def test_embeddings_are_registered_as_declared(tmp_path):
+    write_embeddings(tmp_path / "emb", "0", ["a", "b"])
+    write_embeddings(tmp_path / "emb", "1", ["c"])
+    before = snapshot(tmp_path / "emb")
+    for _ in range(2):
+        take(tmp_path / "emb", tmp_path / "d", model=OPENAI_B32)
+    home = Folder(tmp_path / "d")
+    assert embedded_models(home) == ["ViT-B-32-quickgelu_openai"]
+    refs = list_embeddings(home, "ViT-B-32-quickgelu_openai")
+    assert [ref.rows for ref in refs] == [2, 1]
+    assert refs[0].text == str(tmp_path / "emb/text_emb/text_emb_0.npy")
+    facts = model_made(home, "ViT-B-32-quickgelu_openai").facts
+    assert facts["backbone"] == "openai/ViT-B-32"
+    assert (facts["provenance"], facts["dim"]) == ("declared", 8)
+    assert snapshot(tmp_path / "emb") == before
+    with pytest.raises(StaleOutput, match="backbone"):
+        take(tmp_path / "emb", tmp_path / "d", model=OPENAI_B32, backbone_id="me/mine")
+
+
+ROWS_OFF = np.eye(3, 8, dtype=np.float16)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": ROWS_OFF}, r"img_emb_0\.npy has 3 rows and .*metadata_0\.parquet has 2"),
+        ({"text": ROWS_OFF}, r"text_emb_0\.npy has 3 rows"),
+        ({"text": np.eye(2, 4, dtype=np.float16)}, "differ in dimension"),
+        ({"image": np.full((2, 8), np.nan, np.float16)}, "row 0 holds values that are no numbers"),
+        ({"image": np.eye(2, 8, dtype=np.float32) * 3}, "row 0 has length 3.000, not 1"),
+        ({"image": np.eye(2, 8)}, "holds float64"),
+        ({"image": np.zeros(2, np.float16)}, "one row a picture"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_one_line(tmp_path, arrays, message):
+    write_embeddings(tmp_path / "emb", "0", ["a", "b"], **arrays)
+    with pytest.raises(InputError, match=message) as caught:
+        take(tmp_path / "emb", tmp_path / "d", model=OPENAI_B32)
+    assert "\n" not in str(caught.value)
+    assert not embedded_models(Folder(tmp_path / "d"))
+
+
+def test_what_cannot_be_adopted_is_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no tars and no img_emb"):
+        take(tmp_path / "empty", tmp_path / "d")
+    write_embeddings(tmp_path / "emb", "0", ["a", "b"])
+    with pytest.raises(ConfigError, match="which model made them with --model"):
+        take(tmp_path / "emb", tmp_path / "d")
+    (tmp_path / "emb/metadata/metadata_0.parquet").unlink()
+    with pytest.raises(InputError, match=r"has no metadata/metadata_0\.parquet"):
+        take(tmp_path / "emb", tmp_path / "d", model=OPENAI_B32)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/00000.tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(InputError, match=r"00000\.tar is no readable tar"):
+        take(tmp_path / "bad", tmp_path / "d")
+
+
+def test_a_real_clip_retrieval_run_is_adopted_with_its_own_keys(tmp_path, real_data):
+    run = real_data / "clip/fashion9-clip-retrieval-run"
+    report = take(run, tmp_path / "d", model=OPENAI_B32)
+    assert report.counts.ok == 9
+    with DatasetTable(str(tmp_path / "d")) as table:
+        keys = [row[0] for row in table.execute("SELECT key FROM dataset").fetchall()]
+    assert "/content/catalog/img1.png" in keys
+
+
+def test_real_tars_whose_keys_repeat_are_refused(tmp_path, real_data):
+    with pytest.raises(InputError, match=r"image1\.tar and .*image3\.tar both hold key '123_456'"):
+        take(real_data / "clip/clip-retrieval-vitb32/tars", tmp_path / "d")
+
+
+def test_a_real_unsorted_shard_without_a_table_is_adopted(tmp_path, real_data):
+    report = adopt(
+        str(real_data / "images/cc12m-webdataset-shard"), str(tmp_path / "d"), runner=Runner()
+    )
+    assert report.counts.ok == 32
+    ref = list_shards(Folder(tmp_path / "d"))[0]
+    table = Folder(tmp_path / "d").read_table(ref.table)
+    keys = table["key"].to_pylist()
+    assert keys == sorted(keys)
+    assert table["original_width"].null_count == 0
