@@ -17,14 +17,29 @@ from laionkit.core.schemas import SUBSETS
 from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, parse_where
 from laionkit.ops.presets import Preset, choose_preset
+from laionkit.stages.subset import steps
 from laionkit.stages.subset.card import write_card
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
 from laionkit.stages.subset.loading import load
-from laionkit.stages.subset.manifest import WHOLE, Verified, samples_hash, verify, write_manifest
+from laionkit.stages.subset.manifest import (
+    WHOLE,
+    Verified,
+    find_record,
+    samples_hash,
+    verify,
+    write_manifest,
+)
 from laionkit.stages.subset.selection import FunnelStep, Selection
 
 __all__ = ["SubsetConfig", "Verified", "load", "subset", "verify"]
+
+
+ALIKE = {
+    "exact": steps.drop_exact,
+    "perceptual": steps.drop_perceptual,
+    "semantic": steps.drop_semantic,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,22 @@ def _plan(table: DatasetTable, config: SubsetConfig) -> _Plan:
         raise ConfigError(
             f"caption={config.caption!r} is no column; there are {', '.join(table.columns)}"
         )
+    _check_columns(table, config)
     return _Plan(tuple(terms), tuple(tops), preset)
+
+
+def _check_columns(table: DatasetTable, config: SubsetConfig) -> None:
+    """Refuse names that are no columns or subsets before any work."""
+    if config.by:
+        steps.check_column(table, config.by, "by")
+    if config.dedup:
+        steps.keep_rule(table, config.dedup_keep)
+    if config.cap is not None and config.cap_by != steps.DOMAIN:
+        steps.check_column(table, config.cap_by, "cap_by")
+    for name in (*config.any_of, *config.all_of, *config.none_of):
+        find_record(table.folder, name)
+    if config.name in (*config.any_of, *config.all_of, *config.none_of):
+        raise ConfigError(f"name={config.name!r}: a subset cannot be made of itself")
 
 
 def _make(
@@ -126,25 +156,35 @@ def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection
     selection = Selection(table, config.keep_nulls)
     pictures = config.as_ != "parquet"
     selection.judge(plan.terms, needs_picture=pictures)
+    steps.take_from_subsets(selection, config)
+    if pictures or "perceptual" in config.dedup:
+        locate(selection, table.folder)
+    if config.decontaminate:
+        steps.decontaminate(selection, config)
+    for kind in ALIKE:
+        if kind in config.dedup:
+            ALIKE[kind](selection, config)
     for column, share in plan.tops:
         selection.keep_top(column, share=share)
-    if pictures:
-        locate(selection, table.folder)
+    if config.top is not None or config.top_share is not None:
+        selection.keep_top(config.by, share=config.top_share, count=config.top)
+    if config.cap is not None:
+        steps.cap_groups(selection, config)
     if not selection.counts().ok:
         raise InputError(f"nothing is left, so nothing was written: {_said(selection.funnel())}")
     if pictures and plan.preset and plan.preset.side_px and not config.allow_small:
-        _check_stored_sides(table, plan.preset)
+        _check_stored_sides(selection, plan.preset)
     return selection
 
 
-def _check_stored_sides(table: DatasetTable, preset: Preset) -> None:
+def _check_stored_sides(selection: Selection, preset: Preset) -> None:
     """Refuse pictures that were stored smaller than the preset's sides."""
+    table = selection.table
     if not {"width", "height"} <= set(table.columns):
         return
     small, total, least = table.execute(
         f"SELECT count(*) FILTER (greatest(width, height) < {preset.side_px}), count(*), "
-        "min(greatest(width, height)) FROM judged j JOIN "
-        f"({table.select(['key', 'width', 'height'])}) s ON s.key = j.key WHERE code = 0"
+        f"min(greatest(width, height)) FROM ({selection.left(['key', 'width', 'height'])})"
     ).fetchone()
     if small:
         raise ConfigError(

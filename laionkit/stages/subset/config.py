@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from laionkit.core.config import Effort, StageConfig
 
+Alike = Literal["exact", "perceptual", "semantic"]
+Cosine = Annotated[float, Field(gt=0, le=1)]
 Form = Literal["shards", "view", "parquet"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -14,7 +16,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SubsetConfig(StageConfig):
     """What a subset keeps and how it is written.
 
-    The order of steps: the picture is there, the preset, `where`.
+    The order of steps: the picture is there, the preset, `where`, other subsets (`any_of`,
+    `all_of`, `none_of`), `keys`, the picture is in its tar, `decontaminate`, `dedup` (exact,
+    perceptual, semantic), `top`, `cap`.
     """
 
     name: str
@@ -32,6 +36,42 @@ class SubsetConfig(StageConfig):
     """Keep a sample for which a condition is neither true nor false, because a column it reads is
     null. Off: such a sample is dropped with the reason ``null:COLUMN``, so that a safety filter
     never lets through what was never measured."""
+    any_of: tuple[str, ...] = ()
+    """Keep only what is in at least one of these subsets of the same dataset."""
+    all_of: tuple[str, ...] = ()
+    """Keep only what is in every one of these subsets."""
+    none_of: tuple[str, ...] = ()
+    """Drop what is in any of these subsets."""
+    keys: str = ""
+    """Keep only the keys of this file: parquet with a column `key`, or text with one a line."""
+    decontaminate: str = ""
+    """Drop pictures near those of an evaluation set: an .npy file of vectors, one a row, of the
+    model that embedded the dataset, or another dataset embedded with it."""
+    decontaminate_cosine: Cosine = 0.95
+    """Cosine from which a picture counts as one of the evaluation set."""
+    dedup: tuple[Alike, ...] = ()
+    """Keep one of several alike: exact (the same bytes), perceptual (the same picture scaled or
+    re-encoded, by a 64-bit hash), semantic (nearly the same embedding)."""
+    dedup_keep: str = "first"
+    """Which one stays: first (by key), largest (original pixels), or the name of a score column
+    for the one with the highest."""
+    dedup_bits: Annotated[int, Field(ge=0, le=16)] = 4
+    """Bits of 64 in which two perceptual hashes may differ. 4 finds rescaled and re-encoded
+    copies and next to no others."""
+    dedup_cosine: Cosine = 0.95
+    """Cosine from which two embeddings are alike. SemDeDup's middle setting on LAION."""
+    model: str = ""
+    """Short name of the embeddings to compare by; needed only where a dataset has several."""
+    top: Annotated[int, Field(ge=1)] | None = None
+    """Keep this many, those with the highest `by`."""
+    top_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of what is left, 0 to 1, those with the highest `by`."""
+    by: str = ""
+    """Score column for `top` and `top_share`, and for who stays under `cap`."""
+    cap: Annotated[int, Field(ge=1)] | None = None
+    """Keep at most this many of each group of `cap_by`."""
+    cap_by: str = "domain"
+    """What a group is: domain (the host of url), or a column such as a label."""
     as_: Form = "shards"
     """shards: tars with a copy of each picture. view: no copy, a list of where the kept pictures
     lie in the dataset's own shards. parquet: the list of kept rows alone (url, caption, scores)."""
@@ -46,6 +86,9 @@ class SubsetConfig(StageConfig):
     """Keep pictures that were stored smaller than the sides the preset asks for."""
     memory_mb: Effort[Annotated[int, Field(ge=64)]] = 1024
     """Memory for the query engine, in MiB; above it, it spills to disk."""
+    dry_run: Effort[bool] = False
+    """Count only: the funnel, what other thresholds would keep and the bytes, from stored scores
+    alone. Nothing is written."""
     timeout_s: Effort[Annotated[float, Field(gt=0)]] = 1800.0
     """Seconds after which a single query is given up."""
 
@@ -55,4 +98,6 @@ class SubsetConfig(StageConfig):
             raise ValueError(
                 f"name={self.name!r}: use letters, digits, '-', '_' and '.', such as best-of-v2"
             )
+        if (self.top is not None or self.top_share is not None) and not self.by:
+            raise ValueError("top needs by: the score column, such as --by aesthetic_v2")
         return self

@@ -4,7 +4,7 @@ The verdicts are one temporary table of the dataset's engine, (key, shard, code,
 stays, any other is an index into `reasons`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,16 +69,14 @@ class Selection:
 
         Equal values are told apart by key, so that the best n are always the same n.
         """
-        name, values = quote_name(column), self.table.select(["key", column])
+        name = quote_name(column)
         least = f"top {count}" if count is not None else f"top {100 * (share or 0):g} %"
         step = f"{least} by {column}"
         null, below = self._code(step, f"null:{column}"), self._code(step, step)
         self.table.execute(
             "CREATE OR REPLACE TEMP TABLE ranked AS "
             f"SELECT key, {name} AS v, row_number() OVER (ORDER BY {name} DESC, key) AS place "
-            f"FROM (SELECT j.key, s.{name} FROM judged j JOIN ({values}) s ON s.key = j.key "
-            f"WHERE j.code = 0) WHERE {name} IS NOT NULL AND NOT "
-            f"coalesce(isnan({name}::DOUBLE), false)"
+            f"FROM ({self.left(['key', column])}) WHERE {name} IS NOT NULL"
         )
         keep = str(count) if count is not None else f"ceil({share} * (SELECT count(*) FROM ranked))"
         self.table.execute(
@@ -90,6 +88,23 @@ class Selection:
                 f"UPDATE judged SET code = {null} WHERE code = 0 "
                 "AND key NOT IN (SELECT key FROM ranked)"
             )
+
+    def left(self, columns: Iterable[str]) -> str:
+        """SQL of `columns`, key among them, of what is left."""
+        return (
+            f"SELECT s.* FROM ({self.table.select(columns)}) s "
+            "SEMI JOIN (SELECT key FROM judged WHERE code = 0) j ON j.key = s.key"
+        )
+
+    def keep_only(self, step: str, reason: str, keys: Any) -> None:
+        """Drop what is not among `keys` (arrow table: key)."""
+        code = self._code(step, reason)
+        self.table.execute("DROP TABLE IF EXISTS given")
+        self.table.insert("given", keys)
+        self.table.execute(
+            f"UPDATE judged SET code = {code} WHERE code = 0 AND key NOT IN "
+            "(SELECT key FROM given WHERE key IS NOT NULL)"
+        )
 
     def drop(self, step: str, reason: str, keys: Any) -> None:
         """Drop those of `keys` (arrow table: key, value) that are still there."""

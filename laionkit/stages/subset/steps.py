@@ -1,0 +1,241 @@
+"""The steps that look at more than one row: duplicates, evaluation sets, caps, other subsets."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from laionkit.core.embeddings import choose_model, list_embeddings
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.files import Folder
+from laionkit.core.schemas import SUBSETS
+from laionkit.core.table import DatasetTable
+from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
+from laionkit.ops.images import PictureError, decode
+from laionkit.ops.predicates import quote_name
+from laionkit.ops.vectors import unit_rows
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
+from laionkit.stages.subset.manifest import find_record
+from laionkit.stages.subset.selection import Selection
+from laionkit.stages.subset.vectors import gather, read_vectors
+
+DUPLICATE = "duplicate-of"
+DOMAIN = "domain"
+_BLOCK = 65_536
+
+
+def take_from_subsets(selection: Selection, config: SubsetConfig) -> None:
+    """Keep what is in any of, in all of, and in none of the subsets named."""
+    dataset = selection.table.folder
+    if config.any_of:
+        keys = pa.concat_tables([kept_keys(dataset, name) for name in config.any_of])
+        name = f"in any of {', '.join(config.any_of)}"
+        selection.keep_only(name, f"not {name}", keys)
+    for other in config.all_of:
+        selection.keep_only(f"in {other}", f"not in {other}", kept_keys(dataset, other))
+    for other in config.none_of:
+        selection.drop(f"not in {other}", f"in {other}", with_value(kept_keys(dataset, other)))
+    if config.keys:
+        selection.keep_only(
+            "in the list of keys", "not in the list of keys", read_keys(config.keys)
+        )
+
+
+def kept_keys(dataset: Folder, name: str) -> pa.Table:
+    """The keys that a subset keeps. Raises InputError where there is no such subset."""
+    find_record(dataset, name)
+    return dataset.read_table(f"{SUBSETS}/{name}/kept.parquet", columns=["key"])
+
+
+def read_keys(path: str) -> pa.Table:
+    """Keys of a file: parquet with a column `key`, or text with one key a line."""
+    folder, _, name = path.rpartition("/")
+    place = Folder(folder or ".")
+    if path.endswith(".parquet"):
+        table = place.read_table(name)
+        if "key" not in table.column_names:
+            raise InputError(f"{path} has no column key; it has {', '.join(table.column_names)}")
+        return pa.table({"key": table.column("key").cast(pa.string())})
+    try:
+        lines = place.read_bytes(name).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is neither parquet nor text with one key a line") from error
+    return pa.table(
+        {"key": pa.array([line.strip() for line in lines if line.strip()], pa.string())}
+    )
+
+
+def drop_exact(selection: Selection, config: SubsetConfig) -> None:
+    """Of pictures whose bytes were the same (sha256), keep the best."""
+    if "sha256" not in selection.table.columns:
+        raise ConfigError("dedup=exact needs the column sha256, which comes with laionkit fetch")
+    rule = keep_rule(selection.table, config.dedup_keep)
+    table = selection.table
+    found = table.arrow(
+        "SELECT key, keeper AS value FROM (SELECT s.key, first_value(s.key) OVER "
+        f"(PARTITION BY sha256 ORDER BY {rule}) AS keeper FROM "
+        f"({selection.left(_rule_columns(config.dedup_keep) | {'sha256'})}) s "
+        "WHERE sha256 IS NOT NULL) WHERE keeper <> key"
+    )
+    selection.drop("dedup exact", DUPLICATE, found)
+
+
+def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
+    """Of pictures whose perceptual hashes are within `dedup_bits`, keep the best."""
+    keys = _ordered_keys(selection, config)
+    table = selection.table
+    places = ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
+    rows = table.batches(
+        f"SELECT o.place, j.shard, {places} FROM ordered o JOIN places p ON p.key = o.key "
+        "JOIN judged j ON j.key = o.key ORDER BY j.shard, p.image_offset"
+    )
+    hash_N = np.zeros(len(keys), np.uint64)
+    hashed = np.zeros(len(keys), bool)
+    pictures = Pictures(table.folder)
+    try:
+        for batch in rows:
+            for place, shard, _, offset, size in zip(
+                *(column.to_pylist() for column in batch.columns), strict=True
+            ):
+                try:
+                    rgb_HWC = decode(pictures.read(shard, offset, size)).rgb
+                except PictureError:
+                    continue
+                hash_N[place], hashed[place] = perceptual_hash(rgb_HWC), True
+    finally:
+        pictures.close()
+    there = np.flatnonzero(hashed)
+    pairs = (there[pair_P2] for pair_P2 in hash_pairs(hash_N[there], config.dedup_bits))
+    _drop_pairs(selection, "dedup perceptual", keys, pairs)
+
+
+def drop_semantic(selection: Selection, config: SubsetConfig) -> None:
+    """Of pictures whose embeddings' cosine is at least `dedup_cosine`, keep the best."""
+    from laionkit.backends.near import near_pairs
+
+    keys = _ordered_keys(selection, config)
+    with gather(selection.table, config.model or None) as vectors:
+        there = np.flatnonzero(vectors.there)
+        found = near_pairs(lambda rows: vectors.read(there[rows]), len(there), config.dedup_cosine)
+        _drop_pairs(selection, "dedup semantic", keys, (there[pair_P2] for pair_P2 in found))
+
+
+def decontaminate(selection: Selection, config: SubsetConfig) -> None:
+    """Drop what is as near as `decontaminate_cosine` to a vector of the evaluation set."""
+    keys = _ordered_keys(selection, config)
+    eval_MD = _evaluation_vectors(config.decontaminate, config.model or None)
+    dropped: list[pa.Table] = []
+    with gather(selection.table, config.model or None) as vectors:
+        dim = vectors.emb_ND.shape[1]
+        if eval_MD.shape[1] != dim:
+            raise InputError(
+                f"{config.decontaminate} holds vectors of {eval_MD.shape[1]} dimensions, and this "
+                f"dataset's have {dim}: they must come from the same model"
+            )
+        there = np.flatnonzero(vectors.there)
+        for start in range(0, len(there), _BLOCK):
+            rows = there[start : start + _BLOCK]
+            cosine_NM = vectors.read(rows) @ eval_MD.T
+            best_N, which_N = cosine_NM.max(axis=1), cosine_NM.argmax(axis=1)
+            near = np.flatnonzero(best_N >= config.decontaminate_cosine)
+            said = [f"row {which_N[i]}, cosine {best_N[i]:.4f}" for i in near]
+            dropped.append(pa.table({"key": keys.take(rows[near]), "value": said}, _KEY_VALUE))
+    selection.drop("decontaminate", "near-evaluation", pa.concat_tables(dropped))
+
+
+def cap_groups(selection: Selection, config: SubsetConfig) -> None:
+    """Keep at most `cap` of each group; the best by `by`, else by chance."""
+    table, column = selection.table, config.cap_by
+    if column == DOMAIN and DOMAIN not in table.columns:
+        group, needs = "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"
+    else:
+        group, needs = quote_name(column), column
+    for name in (needs, config.by or "key"):
+        check_column(table, name, "cap_by")
+    rule = f"md5('{config.shuffle_seed or 0}:cap:' || key)"
+    if config.by:
+        rule = f"{quote_name(config.by)} DESC NULLS LAST, {rule}"
+    wanted = selection.left({"key", needs, config.by or "key"})
+    found = table.arrow(
+        f"SELECT key, g::VARCHAR AS value FROM (SELECT key, g, row_number() OVER "
+        f"(PARTITION BY g ORDER BY {rule}) AS place FROM (SELECT *, {group} AS g "
+        f"FROM ({wanted})) WHERE g IS NOT NULL AND g::VARCHAR <> '') WHERE place > {config.cap}"
+    )
+    step = f"at most {config.cap} per {column}"
+    selection.drop(step, f"over {config.cap} per {column}", found)
+
+
+def check_column(table: DatasetTable, column: str, setting: str) -> None:
+    """Raise ConfigError where `column` is none of the dataset's."""
+    if column not in table.columns:
+        raise ConfigError(
+            f"{setting}={column!r} is no column; there are {', '.join(table.columns)}"
+        )
+
+
+def keep_rule(table: DatasetTable, keep: str) -> str:
+    """ORDER BY of who stays among alike samples: the best first."""
+    if keep == "first":
+        return "key"
+    if keep == "largest":
+        check_column(table, "original_width", "dedup_keep")
+        return "original_width::BIGINT * original_height DESC NULLS LAST, key"
+    check_column(table, keep, "dedup_keep")
+    return f"{quote_name(keep)} DESC NULLS LAST, key"
+
+
+def with_value(keys: pa.Table) -> pa.Table:
+    """Keys with an empty value beside."""
+    return pa.table({"key": keys.column("key"), "value": pa.nulls(len(keys), pa.string())})
+
+
+_KEY_VALUE = pa.schema([("key", pa.string()), ("value", pa.string())])
+
+
+def _rule_columns(keep: str) -> set[str]:
+    if keep == "largest":
+        return {"key", "original_width", "original_height"}
+    return {"key"} if keep == "first" else {"key", keep}
+
+
+def _ordered_keys(selection: Selection, config: SubsetConfig) -> pa.ChunkedArray:
+    """Make the temporary table `ordered` (key, place) of what is left, the best first."""
+    table = selection.table
+    rule = keep_rule(table, config.dedup_keep)
+    table.execute(
+        "CREATE OR REPLACE TEMP TABLE ordered AS SELECT s.key, row_number() OVER "
+        f"(ORDER BY {rule}) - 1 AS place "
+        f"FROM ({selection.left(_rule_columns(config.dedup_keep))}) s"
+    )
+    return table.arrow("SELECT key FROM ordered ORDER BY place").column("key")
+
+
+def _drop_pairs(
+    selection: Selection, step: str, keys: pa.ChunkedArray, pairs: Iterable[NDArray[np.int64]]
+) -> None:
+    found: Sequence[NDArray[np.int64]] = [p for p in pairs if len(p)]
+    pair_P2 = np.concatenate(found) if found else np.empty((0, 2), np.int64)
+    keeper_N = keep_greedily(len(keys), pair_P2)
+    lost = np.flatnonzero(keeper_N >= 0)
+    said = pa.table({"key": keys.take(lost), "value": keys.take(keeper_N[lost])}, _KEY_VALUE)
+    selection.drop(step, DUPLICATE, said)
+
+
+def _evaluation_vectors(path: str, model: str | None) -> NDArray[np.float32]:
+    """Unit vectors [M, D] of an .npy file, or of another dataset's embeddings."""
+    if path.endswith(".npy"):
+        folder, _, name = path.rpartition("/")
+        with Folder(folder or ".").open(name) as file:
+            try:
+                found: Any = np.lib.format.read_array(file, allow_pickle=False)
+            except ValueError as error:
+                raise InputError(f"{path} is no npy file of vectors: {error}") from error
+        if found.ndim != 2 or not len(found):
+            raise InputError(f"{path} has shape {found.shape}: give one vector a row")
+        return unit_rows(found.astype(np.float32))
+    dataset = Folder(path)
+    refs = list_embeddings(dataset, choose_model(dataset, model))
+    return unit_rows(np.concatenate([read_vectors(dataset, r) for r in refs]).astype(np.float32))
