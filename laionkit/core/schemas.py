@@ -162,10 +162,19 @@ FETCHED_COLUMNS: dict[str, pa.DataType] = {
     "reason": pa.string(),
 }
 
+# What fetch adds where it was asked to, or where a server refused use (the evidence, as JSON).
+EXTRA_FETCHED_COLUMNS: dict[str, pa.DataType] = {
+    "md5": pa.string(),
+    "phash": pa.string(),
+    "opt_out": pa.string(),
+}
+
 # Columns of a score file, scores/COLUMN/SHARD.parquet.
 SCORE_SCHEMA = pa.schema([("key", pa.string()), ("value", pa.float32())])
 
-RESERVED_COLUMNS = frozenset(PUBLISHED_COLUMNS) | frozenset(FETCHED_COLUMNS) | {"shard", "match"}
+RESERVED_COLUMNS = frozenset(
+    {*PUBLISHED_COLUMNS, *FETCHED_COLUMNS, *EXTRA_FETCHED_COLUMNS, "shard", "match"}
+)
 
 
 def column_for(name: str) -> str:

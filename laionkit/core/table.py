@@ -28,7 +28,12 @@ from laionkit.core.embeddings import (
 from laionkit.core.errors import ConfigError, InputError, StageFailed
 from laionkit.core.files import Folder
 from laionkit.core.records import StageMade, StageRecords
-from laionkit.core.schemas import FETCHED_COLUMNS, METADATA, PUBLISHED_COLUMNS
+from laionkit.core.schemas import (
+    EXTRA_FETCHED_COLUMNS,
+    FETCHED_COLUMNS,
+    METADATA,
+    PUBLISHED_COLUMNS,
+)
 from laionkit.core.shards import list_shards
 
 DEFAULT_MEMORY_MB = 1024
@@ -422,7 +427,7 @@ def connect(memory_mb: int = DEFAULT_MEMORY_MB, threads: int | None = None) -> A
 
 
 def _origin(name: str) -> str:
-    if name in FETCHED_COLUMNS or name == "shard":
+    if name in FETCHED_COLUMNS or name in EXTRA_FETCHED_COLUMNS or name == "shard":
         return FETCHED
     return PUBLISHED if name in PUBLISHED_COLUMNS else CARRIED
 

@@ -79,18 +79,17 @@ def resize(
     image_HWC: NDArray[np.uint8], how: Resize, original: Size | None = None
 ) -> NDArray[np.uint8]:
     """Bring a picture to its final size; `original` is its size before a coarse decode."""
-    height, width = image_HWC.shape[:2]
-    original = original or (width, height)
+    original = original or (image_HWC.shape[1], image_HWC.shape[0])
+    return frame(scale(image_HWC, how, original), how, original)
+
+
+def scale(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:
+    """Scale to where `how` takes an original of that size; area weighs fractions exactly."""
     target = how.scaled(original)
-    if target != (width, height):
-        image_HWC = scale(image_HWC, target, how.down if target < original else how.up)
-    return frame(image_HWC, how, original)
-
-
-def scale(image_HWC: NDArray[np.uint8], target: Size, name: Filter) -> NDArray[np.uint8]:
-    """Scale to (width, height) with the named filter; area weighs fractions of pixels exactly."""
-    scaled = cv2.resize(image_HWC, target, interpolation=_FILTERS[name])
-    return np.asarray(scaled, dtype=np.uint8)
+    if target == (image_HWC.shape[1], image_HWC.shape[0]):
+        return image_HWC
+    name = how.down if target < original else how.up
+    return np.asarray(cv2.resize(image_HWC, target, interpolation=_FILTERS[name]), dtype=np.uint8)
 
 
 def frame(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""HTTP: the only home of aiohttp. Fetches bytes under limits; knows no dataset."""

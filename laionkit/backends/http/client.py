@@ -1,0 +1,254 @@
+"""One link to its bytes, or to the reason why not.
+
+Every redirect is followed by ourselves and judged like the first URL; the body is counted while
+it streams; one deadline covers the whole. What the server announces is never trusted.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from urllib.parse import urljoin
+
+import aiohttp
+
+from laionkit.backends.http.policy import Denied, Policy
+from laionkit.backends.http.resolver import CheckedResolver, Lookup, LookupFailed
+from laionkit.backends.http.robots import RobotsCache
+from laionkit.core.schemas import Reason
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_STATUS_REASONS = {
+    401: Reason.HTTP_FORBIDDEN,
+    402: Reason.HTTP_FORBIDDEN,
+    403: Reason.HTTP_FORBIDDEN,
+    404: Reason.HTTP_NOT_FOUND,
+    407: Reason.HTTP_FORBIDDEN,
+    408: Reason.TIMEOUT,
+    410: Reason.HTTP_GONE,
+    425: Reason.HTTP_RATE_LIMITED,
+    429: Reason.HTTP_RATE_LIMITED,
+    451: Reason.HTTP_FORBIDDEN,
+}
+# An honest server asks for minutes; one that asks for a week is taken as "not today".
+MAX_RETRY_AFTER_S = 3600.0
+KEEP_ALIVE_S = 30.0
+# RFC 9309: at least five redirects of a robots.txt are followed, at least 500 KiB of it read.
+MAX_ROBOTS_REDIRECTS = 5
+MAX_ROBOTS_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """Bounds of one request. `timeout_s` covers it whole: lookup, redirects, body."""
+
+    timeout_s: float = 10.0
+    max_bytes: int = 32 * 2**20
+    max_redirects: int = 5
+    verify_tls: bool = True
+    user_agent: str = "laionkit"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came of one attempt: bytes, or a reason with its detail.
+
+    `retry_after_s` is what the server asked for; `bytes_in` counts the body even where it is cut.
+    """
+
+    body: bytes | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    evidence: str | None = None
+    retry_after_s: float = 0.0
+    bytes_in: int = 0
+
+
+class Refused(Exception):
+    """Ends an attempt with a reason."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.detail)
+        self.answer = answer
+
+
+class HttpClient:
+    """Fetches links over shared connections. Open it inside the event loop that will use it."""
+
+    def __init__(
+        self,
+        limits: ClientLimits,
+        policy: Policy,
+        *,
+        lookup: Lookup | None = None,
+        on_bytes: Callable[[int], "asyncio.Future[None] | None"] | None = None,
+    ) -> None:
+        """Keep the limits; `lookup` replaces the system's resolver.
+
+        `on_bytes` is told of every chunk and may answer with what to await before the next.
+        """
+        self.limits, self.policy = limits, policy
+        self._lookup = lookup
+        self._on_bytes = on_bytes
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "HttpClient":
+        """Open the connections' pool: one TLS context and one resolver for all."""
+        context = ssl.create_default_context()
+        if not self.limits.verify_tls:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        self.resolver = CheckedResolver(self.policy.is_public, self._lookup)
+        read = self.policy.robots
+        self._robots = RobotsCache(self._ask_robots, read) if read is not None else None
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            ssl=context,
+            resolver=self.resolver,
+            use_dns_cache=False,
+            keepalive_timeout=KEEP_ALIVE_S,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers={"User-Agent": self.limits.user_agent, "Accept-Encoding": "identity"},
+            skip_auto_headers=("Accept",),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+        await self.resolver.close()
+
+    async def fetch(self, url: str) -> Answer:
+        """Try one link once, within the deadline. Never raises for what the other side does."""
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                return await self._follow(url)
+        except Refused as refused:
+            return refused.answer
+        except TimeoutError:
+            return Answer(None, Reason.TIMEOUT, f"no whole answer in {self.limits.timeout_s:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return Answer(None, *reason_of(error))
+
+    async def _follow(self, url: str) -> Answer:
+        assert self._session is not None, "open the client first"
+        for _ in range(self.limits.max_redirects + 1):
+            target = self.policy.admit(url)
+            if isinstance(target, Denied):
+                raise Refused(Answer(None, target.reason, target.detail))
+            if self._robots is not None and not await self._robots.allows(target):
+                raise Refused(Answer(None, Reason.ROBOTS_DISALLOWED, "its robots.txt forbids it"))
+            async with self._session.get(target, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._take(response)
+                location = response.headers.get("Location")
+                if not location:
+                    detail = f"{response.status} without a Location"
+                    raise Refused(Answer(None, Reason.HTTP_PROTOCOL, detail))
+                url = urljoin(target, location)
+        detail = f"more than {self.limits.max_redirects} redirects"
+        raise Refused(Answer(None, Reason.TOO_MANY_REDIRECTS, detail))
+
+    async def _ask_robots(self, url: str) -> tuple[int, str]:
+        """Status and text of a robots.txt, redirects followed; status 0 where none came."""
+        assert self._session is not None, "open the client first"
+        with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            async with asyncio.timeout(self.limits.timeout_s):
+                for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+                    target = self.policy.admit(url)
+                    if isinstance(target, Denied):
+                        return 404, ""
+                    async with self._session.get(target, allow_redirects=False) as response:
+                        location = response.headers.get("Location")
+                        if response.status in _REDIRECTS and location:
+                            url = urljoin(target, location)
+                            continue
+                        return response.status, await _read_text(response)
+                return 404, ""
+        return 0, ""
+
+    async def _take(self, response: aiohttp.ClientResponse) -> Answer:
+        status = response.status
+        if not 200 <= status < 300:
+            reason = _STATUS_REASONS.get(status)
+            if reason is None:
+                kinds = {4: Reason.HTTP_CLIENT_ERROR, 5: Reason.HTTP_SERVER_ERROR}
+                reason = kinds.get(status // 100, Reason.HTTP_PROTOCOL)
+            wait = retry_after(response.headers.get("Retry-After", ""))
+            raise Refused(Answer(None, reason, f"HTTP {status}", retry_after_s=wait))
+        denied = self.policy.judge(response.headers.items())
+        if denied is not None:
+            raise Refused(Answer(None, denied.reason, denied.detail, evidence=denied.evidence))
+        body = await self._read(response)
+        return Answer(body, bytes_in=len(body))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        most = self.limits.max_bytes
+        if (response.content_length or 0) > most:
+            detail = f"{response.content_length} bytes announced"
+            raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail))
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await response.content.readany():
+            size += len(chunk)
+            if size > most:
+                detail = f"over {most} bytes"
+                raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail, bytes_in=size))
+            chunks.append(chunk)
+            if self._on_bytes is not None and (wait := self._on_bytes(len(chunk))) is not None:
+                await wait
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _read_text(response: aiohttp.ClientResponse) -> str:
+    """The beginning of a body as text."""
+    text = bytearray()
+    while len(text) < MAX_ROBOTS_BYTES and (chunk := await response.content.readany()):
+        text += chunk
+    return text[:MAX_ROBOTS_BYTES].decode("utf-8", "replace")
+
+
+def retry_after(value: str) -> float:
+    """Seconds that a Retry-After header asks for, in either of its forms; 0 where it is none."""
+    value = value.strip()
+    if value.isdigit() and len(value) < 10:
+        return min(float(value), MAX_RETRY_AFTER_S)
+    try:
+        wait = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(wait, 0.0), MAX_RETRY_AFTER_S)
+
+
+def reason_of(error: BaseException) -> tuple[Reason, str]:
+    """The reason for what aiohttp raised, and one line of detail."""
+    detail = (str(error) or type(error).__name__).splitlines()[0][:300]
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, LookupFailed):
+            return inner.reason, inner.detail
+        inner = getattr(inner, "os_error", None) or inner.__cause__
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return Reason.TLS_FAILED, detail
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Reason.CONNECT_FAILED, detail
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Reason.TRUNCATED_BODY, detail
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
+        return Reason.CONNECTION_LOST, detail
+    return Reason.HTTP_PROTOCOL, detail

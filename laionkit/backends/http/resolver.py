@@ -1,0 +1,125 @@
+"""Names to addresses: checked, cached, and the very addresses that are connected to.
+
+aiohttp asks this resolver and connects to nothing else, so a name cannot point to a public
+address when it is checked and to a private one when it is used (DNS rebinding).
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from laionkit.core.schemas import Reason
+
+# getaddrinfo blocks; a list of a million hosts needs many lookups under way.
+LOOKUP_THREADS = 32
+KEEP_S = 300.0
+KEEP_FAILED_S = 30.0
+MAX_CACHED = 100_000
+
+# (name, port) -> addresses. Replaceable by a resolver of one's own.
+Lookup = Callable[[str, int], Awaitable[list[str]]]
+
+_NOT_FOUND = {
+    getattr(socket, name)
+    for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
+    if hasattr(socket, name)
+}
+
+
+class LookupFailed(OSError):
+    """A name that gave no address to connect to; carries the reason. aiohttp wraps OSError."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+class CheckedResolver(AbstractResolver):
+    """Resolves for aiohttp, refusing names that lead to private addresses."""
+
+    def __init__(self, is_public: Callable[[str], bool], lookup: Lookup | None = None) -> None:
+        """Check every address with `is_public`; `lookup` replaces the system's resolver."""
+        self._is_public = is_public
+        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
+        self._lookup = lookup or self._system_lookup
+        self._cache: dict[str, tuple[float, list[str] | LookupFailed]] = {}
+        self._under_way: dict[str, asyncio.Task[list[str]]] = {}
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Addresses of a host, all public. Raises LookupFailed with the reason."""
+        addresses = await self.addresses(host, port)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
+
+    async def addresses(self, host: str, port: int = 0) -> list[str]:
+        """The cached or looked-up addresses; callers at the same time share one lookup."""
+        cached = self._cache.get(host)
+        if cached is not None and cached[0] > time.monotonic():
+            if isinstance(cached[1], LookupFailed):
+                raise cached[1]
+            return cached[1]
+        task = self._under_way.get(host)
+        if task is None:
+            task = asyncio.create_task(self._look_up(host, port))
+            self._under_way[host] = task
+            task.add_done_callback(lambda _: self._under_way.pop(host, None))
+        # One waiter's deadline must not cut the lookup that others share.
+        return await asyncio.shield(task)
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        try:
+            found = list(dict.fromkeys(await self._lookup(host, port)))
+            result: list[str] | LookupFailed = self._checked(host, found)
+        except socket.gaierror as error:
+            missing = error.errno in _NOT_FOUND
+            reason = Reason.DNS_NOT_FOUND if missing else Reason.DNS_TEMPORARY
+            result = LookupFailed(reason, f"{host}: {error.strerror or error}")
+        except (UnicodeError, ValueError) as error:
+            result = LookupFailed(Reason.DNS_NOT_FOUND, f"{host}: {error}")
+        except OSError as error:
+            result = LookupFailed(Reason.DNS_TEMPORARY, f"{host}: {error}")
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        failed = isinstance(result, LookupFailed)
+        if not (isinstance(result, LookupFailed) and result.reason == Reason.DNS_TEMPORARY):
+            keep = KEEP_FAILED_S if failed else KEEP_S
+            self._cache[host] = (time.monotonic() + keep, result)
+        if isinstance(result, LookupFailed):
+            raise result
+        return result
+
+    def _checked(self, host: str, found: list[str]) -> list[str] | LookupFailed:
+        if not found:
+            return LookupFailed(Reason.DNS_NOT_FOUND, f"{host} has no address")
+        public = [address for address in found if self._is_public(address)]
+        if not public:
+            return LookupFailed(
+                Reason.ADDRESS_REFUSED, f"{host} is {found[0]}, not a public address"
+            )
+        return public
+
+    async def _system_lookup(self, host: str, port: int) -> list[str]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        )
+        return [str(entry[4][0]) for entry in found]
+
+    async def close(self) -> None:
+        """Stop the lookup threads, without waiting for one that hangs."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

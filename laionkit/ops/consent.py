@@ -1,0 +1,119 @@
+"""Consent: what a server's headers say about use, and the robots.txt of its site.
+
+``X-Robots-Tag`` is Google's header, with the ``noai`` family that DeviantArt began and img2dataset
+honours; ``tdm-reservation`` is W3C's TDMRep; robots.txt is RFC 9309.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+NO_USE = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+# Directives that take a value after a colon, so that the colon is no user agent's.
+_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+
+
+@dataclass(frozen=True)
+class OptOut:
+    """The header by which use was refused, and when the server said so (its Date header)."""
+
+    header: str
+    value: str
+    time: str = ""
+
+    def as_json(self) -> str:
+        """The evidence as it is stored in the row."""
+        return json.dumps({"header": self.header, "value": self.value, "time": self.time})
+
+
+def find_opt_out(
+    headers: Iterable[tuple[str, str]],
+    token: str,
+    *,
+    directives: frozenset[str] = frozenset(NO_USE),
+    x_robots_tag: bool = True,
+    tdm: bool = True,
+) -> OptOut | None:
+    """The first header that refuses use to the user agent `token`; None where none does."""
+    time, found = "", None
+    for name, value in headers:
+        lower = name.lower()
+        if lower == "date":
+            time = value
+        elif found is not None:
+            continue
+        elif lower == "x-robots-tag" and x_robots_tag:
+            if directives & refusals(value, token):
+                found = (lower, value)
+        elif lower == "tdm-reservation" and tdm and value.strip() == "1":
+            found = (lower, value)
+    return OptOut(*found, time) if found else None
+
+
+def refusals(value: str, token: str) -> set[str]:
+    """The directives of one X-Robots-Tag value that hold for the user agent `token`.
+
+    ``otherbot: noai, noindex`` holds for otherbot alone; a name lasts until the next one.
+    """
+    scope, directives = "*", set()
+    for part in value.lower().split(","):
+        name, colon, rest = part.partition(":")
+        if colon and name.strip() not in _WITH_VALUE:
+            scope, part = name.strip(), rest
+        if scope in ("*", token.lower()):
+            directives.add(part.strip())
+    return directives
+
+
+@dataclass(frozen=True)
+class Robots:
+    """The rules of one robots.txt that hold for us: (allow, path pattern) pairs."""
+
+    rules: tuple[tuple[bool, re.Pattern[str], int], ...] = ()
+
+    def allows(self, path: str) -> bool:
+        """Whether a path (with its query) may be fetched: the longest rule wins, then allow."""
+        best, allowed = -1, True
+        for allow, pattern, length in self.rules:
+            if length >= best and pattern.match(path) and (length > best or allow):
+                best, allowed = length, allow
+        return allowed
+
+
+NOTHING_ALLOWED = Robots(((False, re.compile("/"), 1),))
+ALL_ALLOWED = Robots()
+
+
+def parse_robots(text: str, token: str) -> Robots:
+    """Read a robots.txt: the groups that name `token`, else those for ``*``."""
+    groups: dict[str, list[tuple[bool, str]]] = {}
+    agents: list[str] = []
+    in_rules = False
+    for line in text.lstrip("\ufeff").splitlines():
+        name, colon, value = line.partition("#")[0].partition(":")
+        name, value = name.strip().lower(), value.strip()
+        if not colon:
+            continue
+        if name == "user-agent":
+            if in_rules:
+                agents, in_rules = [], False
+            agents.append(value.lower())
+            groups.setdefault(value.lower(), [])
+        elif name in ("allow", "disallow"):
+            in_rules = True
+            if value:
+                for agent in agents:
+                    groups[agent].append((name == "allow", value))
+    chosen = groups.get(token.lower(), groups.get("*", []))
+    return Robots(tuple((allow, _pattern(path), len(path)) for allow, path in chosen))
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """A path of robots.txt as a pattern: ``*`` is anything, ``$`` at the end is the end.
+
+    Runs of ``*`` are one, so that a hostile file cannot make matching slow.
+    """
+    ends = path.endswith("$")
+    pieces = re.sub(r"\*+", "*", path[:-1] if ends else path)[:1024].split("*")[:16]
+    return re.compile(".*?".join(re.escape(piece) for piece in pieces) + ("$" if ends else ""))

@@ -1,0 +1,69 @@
+"""Threads that decode and encode beside the event loop.
+
+libjpeg-turbo, OpenCV and hashlib let go of the interpreter while they work. Finished work wakes
+the loop once for many results, since a wake-up costs more than it tells.
+"""
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class CodecThreads:
+    """Runs functions in a few threads for one event loop."""
+
+    def __init__(self, threads: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the threads."""
+        self._loop = loop
+        self._work: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None]
+        self._work = queue.SimpleQueue()
+        self._finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._is_woken = False
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"codec-{i}", daemon=True)
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def run(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
+        """Run `work` in a thread; await the future for its result."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._work.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """Let the threads end after what they are doing."""
+        for _ in self._threads:
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            future, work = item
+            result, error = None, None
+            try:
+                result = work()
+            except BaseException as caught:  # noqa: BLE001 - handed to who awaits the future
+                error = caught
+            self._finished.append((future, result, error))
+            with self._lock:
+                wake = not self._is_woken
+                self._is_woken = True
+            if wake and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        with self._lock:
+            self._is_woken = False
+        while self._finished:
+            future, result, error = self._finished.popleft()
+            if future.done():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)

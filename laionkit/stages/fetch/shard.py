@@ -1,0 +1,200 @@
+"""One shard under way: results as they come, images in a spool, then its three files in key order.
+
+The order and the bytes of tar and parquet do not depend on the order of arrival. The spool is an
+unlinked temporary file, so that a shard of 10,000 images needs no memory and leaves no garbage.
+"""
+
+import json
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from laionkit.core.files import Folder, Written
+from laionkit.core.progress import Counts
+from laionkit.core.runner import Outcome
+from laionkit.core.schemas import (
+    EXTRA_FETCHED_COLUMNS,
+    FETCHED_COLUMNS,
+    SHARDS,
+    Reason,
+    Status,
+)
+from laionkit.core.shards import ShardWriter
+from laionkit.stages.fetch.picture import Found
+
+# Rows turned into Python objects at a time.
+_BATCH_ROWS = 500
+_LAST_CARRIED = ("caption", "url")
+
+
+@dataclass(slots=True)
+class _Place:
+    offset: int
+    size: int
+
+
+@dataclass
+class ShardUnderWay:
+    """A shard's rows (as metadata wrote them, with `key`) and what became of each so far."""
+
+    name: str
+    rows: pa.Table
+    dataset: Folder
+    extension: str
+    extra_columns: tuple[str, ...] = ("opt_out",)
+    only_healed: bool = False
+    started: float = field(default_factory=time.time)
+
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open the spool beside the shards, or in the system's place for a remote dataset."""
+        self.found: list[Found | None] = [None] * self.rows.num_rows
+        self.left = self.rows.num_rows
+        self._places: dict[int, _Place] = {}
+        self._end = 0
+        self._lock = threading.Lock()
+        beside = None
+        if self.dataset.is_local:
+            beside = self.dataset.local_path(SHARDS)
+            beside.mkdir(parents=True, exist_ok=True)
+        self._spool = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115 - closed in `close`
+
+    def keep_image(self, index: int, found: Found) -> None:
+        """Move a result's image into the spool. Any thread may call it."""
+        if found.image is None:
+            return
+        with self._lock:
+            self._places[index] = _Place(self._end, len(found.image))
+            self._end += len(found.image)
+            self._spool.write(found.image)
+        found.image = None
+
+    def finish_row(self, index: int, found: Found) -> bool:
+        """Take a row's result; True when it was the shard's last."""
+        assert self.found[index] is None, f"row {index} of {self.name} was finished twice"
+        self.found[index] = found
+        self.left -= 1
+        return not self.left
+
+    def write(self) -> Outcome:
+        """Write tar, parquet and statistics, and return what the record needs."""
+        kept = [i for i in range(self.rows.num_rows) if not self.only_healed or self._is_ok(i)]
+        rows = self.rows.take(pa.array(kept, pa.int64())) if self.only_healed else self.rows
+        table = self._table(rows, [self._result(i) for i in kept])
+        tar = self._write_tar(table, kept)
+        counts = self._counts(kept)
+        files = {
+            "tar": tar,
+            "table": self.dataset.write_table(f"{SHARDS}/{self.name}.parquet", table),
+            "stats": self._write_stats(counts),
+        }
+        extra: dict[str, Any] = {"bytes_in": sum(f.bytes_in for f in self.found if f is not None)}
+        if self.only_healed:
+            extra |= {"tried": self.rows.num_rows, "healed": len(kept)}
+        seconds = time.time() - self.started
+        return Outcome(self.name, counts, files, seconds=seconds, extra=extra)
+
+    def close(self) -> None:
+        """Drop the spool."""
+        self._spool.close()
+
+    def _result(self, index: int) -> Found:
+        found = self.found[index]
+        assert found is not None, f"row {index} of {self.name} has no result"
+        return found
+
+    def _is_ok(self, index: int) -> bool:
+        return self._result(index).reason is None
+
+    def _counts(self, kept: list[int]) -> Counts:
+        reasons = Counter(str(r) for i in kept if (r := self._result(i).reason) is not None)
+        return Counts.of(len(kept) - reasons.total(), reasons)
+
+    def _table(self, rows: pa.Table, results: list[Found]) -> pa.Table:
+        names = [n for n in rows.column_names if n != "key" and n not in _LAST_CARRIED]
+        names += [n for n in _LAST_CARRIED if n in rows.column_names]
+        columns = {name: rows.column(name) for name in names}
+        types = {**FETCHED_COLUMNS, **{n: EXTRA_FETCHED_COLUMNS[n] for n in self.extra_columns}}
+        for name, kind in types.items():
+            columns[name] = (
+                rows.column("key")
+                if name == "key"
+                else pa.array([_value(found, name) for found in results], kind)
+            )
+        return pa.table(columns)
+
+    def _write_tar(self, table: pa.Table, kept: list[int]) -> Written:
+        with (
+            self.dataset.create(f"{SHARDS}/{self.name}.tar") as file,
+            ShardWriter(file) as tar,
+        ):
+            for position, row in enumerate(_python_rows(table)):
+                place = self._places.get(kept[position])
+                if place is None or not self._is_ok(kept[position]):
+                    continue
+                self._spool.seek(place.offset)
+                members = {
+                    self.extension: self._spool.read(place.size),
+                    "json": to_json(row),
+                }
+                if "caption" in row:
+                    members["txt"] = (row["caption"] or "").encode()
+                tar.add(row["key"], members)
+        return Written(f"{SHARDS}/{self.name}.tar", file.size, file.digest.hexdigest())
+
+    def _write_stats(self, counts: Counts) -> Written:
+        end = time.time()
+        statuses = Counter[Status]()
+        for reason, count in counts.reasons.items():
+            statuses[Reason(reason).status] += count
+        stats = {
+            "count": counts.seen,
+            "successes": counts.ok,
+            "failed_to_download": statuses[Status.FAILED_TO_DOWNLOAD],
+            "failed_to_resize": statuses[Status.FAILED_TO_RESIZE],
+            "duration": end - self.started,
+            "start_time": self.started,
+            "end_time": end,
+            "status_dict": {"success": counts.ok, **counts.reasons},
+        }
+        return self.dataset.write_json(f"{SHARDS}/{self.name}_stats.json", stats)
+
+
+def _value(found: Found, name: str) -> Any:
+    if name == "status":
+        return str(found.reason.status if found.reason else Status.SUCCESS)
+    if name == "reason":
+        return str(found.reason) if found.reason else None
+    return found.message if name == "error_message" else getattr(found, name)
+
+
+def _python_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def to_json(row: dict[str, Any]) -> bytes:
+    """A row as KEY.json; what JSON cannot say (NaN, bytes, dates) becomes null or text."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError):
+        return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    return value.hex() if isinstance(value, bytes) else str(value)

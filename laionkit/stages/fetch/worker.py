@@ -1,0 +1,175 @@
+"""The worker: opened once per process with what is costly, then fed shards, several in flight."""
+
+import os
+import queue
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from laionkit.backends.http.client import ClientLimits, HttpClient
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.runner import Outcome, Site, samples_done
+from laionkit.core.worklist import WorkList
+from laionkit.stages.fetch.agent import user_agent
+from laionkit.stages.fetch.config import FetchConfig
+from laionkit.stages.fetch.picture import Recipe
+from laionkit.stages.fetch.policy import make_policy
+from laionkit.stages.fetch.pump import Job, Pump, PumpLimits, make_job
+from laionkit.stages.fetch.retry import RetryPlan
+from laionkit.stages.fetch.shard import ShardUnderWay
+
+MOST_SHARDS_IN_FLIGHT = 4
+NEWS_EVERY_S = 1.0
+
+
+class FetchWorker:
+    """Fetches shards with laionkit's own engine."""
+
+    def __init__(
+        self, dataset: str, config: FetchConfig, retry: RetryPlan | None, site: Site
+    ) -> None:
+        """Read the blocklist and open the work list; the network waits for `__enter__`."""
+        self.dataset, self.config, self.retry, self.site = Folder(dataset), config, retry, site
+        self.work_list = WorkList.open(self.dataset)
+        self.inbox: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        recipe = Recipe(config, read_blocklist(config.blocklist))
+        self.pump = Pump(pump_limits(config, site), recipe, self._open_client, self.inbox.put)
+        self.extra = tuple(
+            name
+            for name, asked in (("md5", config.compute_md5), ("phash", config.compute_phash))
+            if asked
+        )
+
+    def __enter__(self) -> "FetchWorker":
+        """Start the event loop."""
+        self.pump.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the event loop."""
+        self.pump.close()
+        self.work_list.close()
+
+    def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
+        """Keep enough shards in flight that connections never wait for a shard's end."""
+        in_flight, is_last = 0, False
+        told = time.monotonic()
+        while in_flight or not is_last:
+            while not is_last and in_flight < MOST_SHARDS_IN_FLIGHT and self._is_hungry():
+                shard = next(shards, None)
+                is_last = shard is None
+                if shard is not None:
+                    self._begin(shard)
+                    in_flight += 1
+            if time.monotonic() - told >= NEWS_EVERY_S:
+                told = time.monotonic()
+                self._tell()
+            if not in_flight:
+                continue
+            try:
+                outcome = self.inbox.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(outcome, BaseException):
+                raise outcome
+            in_flight -= 1
+            self._tell()
+            yield outcome
+
+    def _is_hungry(self) -> bool:
+        return self.pump.unstarted < 2 * self.config.concurrency
+
+    def _tell(self) -> None:
+        news, size = self.pump.take_news()
+        if news:
+            ok = news.pop("", 0)
+            self.site.report(samples_done("fetch", ok, news, size))
+
+    def _begin(self, name: str) -> None:
+        rows = self.retry.read(self.dataset, name) if self.retry else self.work_list.read(name)
+        under_way = ShardUnderWay(
+            name,
+            rows,
+            self.dataset,
+            self.config.encode_format,
+            (*self.extra, "opt_out"),
+            only_healed=self.retry is not None,
+        )
+        jobs: list[Job] = []
+        links, paths = _values(rows, "url"), _values(rows, "path")
+        hashes, boxes = self._expected(rows), _values(rows, self.config.bbox_column)
+        for index in range(rows.num_rows):
+            job = make_job(under_way, index, links[index], paths[index], self.config.allow_private)
+            if isinstance(job, Job):
+                job.expected, job.boxes = hashes[index], boxes[index]
+                jobs.append(job)
+            else:
+                under_way.finish_row(index, job)
+        self.pump.submit(under_way, jobs)
+
+    def _expected(self, rows: pa.Table) -> list[str | None]:
+        kind = self.config.verify_hash
+        if kind == "no":
+            return [None] * rows.num_rows
+        named = self.config.verify_column
+        for column in (named,) if named else (f"src_{kind}", kind):
+            if column in rows.column_names:
+                return _values(rows, column)
+        raise InputError(
+            f"verify_hash={kind}: the rows have no column {named or 'src_' + kind}; they have "
+            f"{', '.join(rows.column_names)}: name it with --verify-column"
+        )
+
+    def _open_client(self) -> HttpClient:
+        config = self.config
+        limits = ClientLimits(
+            config.timeout_s,
+            config.max_bytes,
+            config.max_redirects,
+            config.verify_tls,
+            user_agent(config.contact),
+        )
+        return HttpClient(limits, make_policy(config))
+
+
+def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
+    """This process's share of the limits that hold over the whole run."""
+    cores = os.cpu_count() or 1
+    return PumpLimits(
+        concurrency=config.concurrency,
+        retries=config.retries,
+        backoff_s=config.backoff_s,
+        per_host=max(1, config.per_host // site.share),
+        per_host_rate=config.per_host_rate / site.share,
+        max_bytes=config.max_bytes,
+        codec_threads=max(1, min(8, cores // site.workers) + 1),
+    )
+
+
+def read_blocklist(path: str) -> frozenset[str]:
+    """Hashes of a file, one a line, in lower case; nothing where no file is named."""
+    if not path:
+        return frozenset()
+    folder, _, name = path.rpartition("/")
+    lines = Folder(folder or ".").read_bytes(name).decode("utf-8", "replace").splitlines()
+    hashes = {line.partition("#")[0].strip().lower() for line in lines} - {""}
+    for one in hashes:
+        if len(one) not in (32, 64) or set(one) - set("0123456789abcdef"):
+            raise InputError(f"{path}: {one[:70]!r} is no sha256 or md5 hash in hex")
+    return frozenset(hashes)
+
+
+def _values(rows: pa.Table, column: str) -> list[Any]:
+    if column and column in rows.column_names:
+        values: list[Any] = rows.column(column).to_pylist()
+        return values
+    return [None] * rows.num_rows
