@@ -82,8 +82,9 @@ class Reason(StrEnum):
     CORRUPT_TAR = "corrupt_tar"
     MEMBER_MISSING = "member_missing"
     ENGINE_FAILED = "engine_failed"
-    # head fit, score --import: a rating or score of a sample that has no vector here
+    # head fit: a rating of a sample without a vector; score: a sample without an imported score
     NOT_EMBEDDED = "not_embedded"
+    NOT_SCORED = "not_scored"
 
     @property
     def status(self) -> Status:

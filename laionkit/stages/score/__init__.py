@@ -7,7 +7,7 @@ Vectors are brought back to unit length in fp32 before they are scored.
 import functools
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,13 @@ class ScoreConfig(StageConfig):
     labels: str | None = None
     """A file of labels, one a line: each picture's best one becomes a column called as the file
     is, and its probability among them another."""
+    import_file: str | None = None
+    """A csv or parquet file of scores made elsewhere, instead of heads: its column becomes a
+    score column, recorded as declared."""
+    on: Literal["key", "hash", "sha256"] = "key"
+    """Column that joins the imported file with the dataset."""
+    value: str | None = None
+    """Column of the imported file that holds the scores, where it has several numbers."""
     as_name: str | None = None
     """Short name of the model whose embeddings to score, where the dataset has several."""
 
@@ -55,9 +62,15 @@ def score(
     runner: Runner = Runner(),
 ) -> StageReport:
     """Score a dataset's embeddings with every head asked for, one column each."""
+    folder = Folder(dataset)
+    if config.import_file is not None:
+        from laionkit.stages.score.importing import import_scores
+
+        path, on, value = config.import_file, config.on, config.value
+        column, report = import_scores(folder, path, on, value, config.as_name, runner)
+        return _join(folder, {column: report})
     from laionkit.backends.heads.scorers import open_scorers
 
-    folder = Folder(dataset)
     model = choose_model(folder, config.as_name)
     if not config.heads and config.labels is None:
         raise ConfigError("heads=(): name at least one head, such as --heads aesthetic-v2")
