@@ -111,6 +111,11 @@ def open_scorers(
 def _open(name: str, backbone: str, encoder: Encoder) -> Scorer:
     if column_for(name) == CLIP_SIMILARITY:
         return SimilarityScorer()
+    if name.partition("=")[0] == "watermark":
+        raise ConfigError(
+            "head watermark looks at pictures, not at embeddings: it runs in embed's pass, "
+            "laionkit embed … --heads watermark"
+        )
     if is_prompt(name):
         return HeadScorer(open_prompt(name, backbone, encoder))
     head = load_head(name)

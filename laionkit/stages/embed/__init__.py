@@ -24,6 +24,7 @@ from laionkit.core.shards import ShardRef, list_shards
 if TYPE_CHECKING:
     from laionkit.backends.clip.loading import Loaded
     from laionkit.backends.heads.scorers import Scorer
+    from laionkit.backends.heads.watermark import WatermarkHead
 
 # Model, download in GB and memory in GB at the automatic batch on a GPU, what it is good for.
 GOOD_CHOICES = (
@@ -77,10 +78,13 @@ def embed(
         raise InputError(f"{dataset} has no image shards: run laionkit fetch or adopt first")
     from laionkit.backends.clip.model import text_encoder
     from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
+    from laionkit.backends.heads.watermark import WatermarkHead, is_watermark
 
     box = ModelBox(config.model, config.backbone_id)
     loaded = box.loaded()
+    looking = [name for name in config.heads if is_watermark(name)]
     names = [*([CLIP_SIMILARITY] if config.text else []), *config.heads]
+    names = [name for name in names if name not in looking]
     scorers = open_scorers(
         names,
         loaded.backbone,
@@ -92,12 +96,15 @@ def embed(
     records = StageRecords(folder, embed_stage(model))
     facts = loaded.facts()
     config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
-    for scorer in scorers:
-        begin_column(runner, folder, scorer.column, model, scorer.facts(), facts)
+    lookers = [WatermarkHead(name) for name in looking[:1]]
+    heads = {scorer.column: scorer.facts() for scorer in scorers}
+    heads |= {head.column: head.facts() for head in lookers}
+    for column, head_facts in heads.items():
+        begin_column(runner, folder, column, model, head_facts, facts)
     tasks = [Task(ref.name, {"shards": ref.content}, ref.samples) for ref in refs.values()]
-    opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, box)
+    opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, lookers, box)
     report = runner.run(records, config, tasks, opener, workers=_workers(runner))
-    _note_unscored(runner, folder, records, scorers)
+    _note_unscored(runner, folder, records, heads)
     return report.model_copy(update={"outputs": (f"{EMBEDDINGS}/{model}",)})
 
 
@@ -107,6 +114,7 @@ def _open_worker(
     folder: str,
     config: EmbedConfig,
     scorers: "list[Scorer]",
+    lookers: "list[WatermarkHead]",
     box: "ModelBox",
     site: Site,
 ) -> AbstractContextManager[Worker]:
@@ -126,6 +134,7 @@ def _open_worker(
         folder,
         model,
         scorers,
+        [head.to(device) for head in lookers],
         config.batch_size,
         config.text,
         decoders,
@@ -181,17 +190,17 @@ def _decoders() -> int:
 
 
 def _note_unscored(
-    runner: Runner, folder: Folder, records: StageRecords, scorers: "list[Scorer]"
+    runner: Runner, folder: Folder, records: StageRecords, heads: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Say which columns lack shards: those embedded before the head was asked for."""
     done = set(records.names())
-    for scorer in scorers:
-        left = done - set(StageRecords(folder, score_stage(scorer.column)).names())
+    for column, facts in heads.items():
+        left = done - set(StageRecords(folder, score_stage(column)).names())
         if left:
             runner.note(
                 records.stage,
-                f"{len(left)} shards were embedded before {scorer.column} was asked for: run "
-                f"laionkit score {folder} --heads {scorer.facts()['head']}",
+                f"{len(left)} shards were embedded before {column} was asked for: run "
+                f"laionkit score {folder} --heads {facts['head']}",
                 logging.WARNING,
             )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from laionkit.backends.clip.model import ClipModel
 from laionkit.backends.heads.head import Rows
 from laionkit.backends.heads.scorers import Scorer
+from laionkit.backends.heads.watermark import WatermarkHead
 from laionkit.core.embeddings import score_stage
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts, Note
@@ -48,6 +49,7 @@ class _Shard:
     kept: list[int] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     lost: list[Dropped] = field(default_factory=list)
+    looked: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class EmbedWorker:
         folder: str,
         model: ClipModel,
         scorers: Sequence[Scorer],
+        lookers: Sequence[WatermarkHead],
         batch: int,
         text: bool,
         decoders: int,
@@ -78,9 +81,11 @@ class EmbedWorker:
         """Write under ``embeddings/FOLDER``; `decoders` is the number of decoding processes."""
         self.dataset, self.refs, self.folder = dataset, refs, folder
         self.model, self.scorers, self.batch, self.text = model, scorers, batch, text
+        self.lookers = lookers
         self.report = site.report
         self.local = LocalCopies()
-        self.pool = DecodePool([model.preprocess], batch, decoders, SLOTS)
+        frames = [model.preprocess, *(head.preprocess for head in lookers)]
+        self.pool = DecodePool(frames, batch, decoders, SLOTS)
 
     def __enter__(self) -> "EmbedWorker":
         return self
@@ -127,6 +132,9 @@ class EmbedWorker:
             work.shard.parts.append(self.model.embed_images(chosen))
             if self.model.fits < fits:
                 self._say_halved()
+            for frame, head in enumerate(self.lookers, start=1):
+                values = head.score(self.pool.pixels(work.batch, frame)[good])
+                work.shard.looked.setdefault(head.column, []).append(values)
         work.shard.kept += [work.rows[i] for i in good]
         self.pool.release(work.batch)
         reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
@@ -168,11 +176,14 @@ class EmbedWorker:
         text = None if text_ND is None else unit_rows(text_ND)
         rows = Rows(unit_rows(image_ND), text, np.array(captioned, dtype=bool))
         keys = [shard.source.keys[i] for i in shard.kept]
+        columns = {scorer.column: scorer.score(rows) for scorer in self.scorers}
+        for head in self.lookers:
+            looked = shard.looked.get(head.column, [])
+            columns[head.column] = np.concatenate([np.empty(0, np.float32), *looked])
         also = {}
-        for scorer in self.scorers:
-            values = scorer.score(rows)
-            written = write_scores(self.dataset, scorer.column, shard.source.name, keys, values)
-            also[score_stage(scorer.column)] = ({"scores": written}, Counts.of(len(keys), {}))
+        for column, values in columns.items():
+            written = write_scores(self.dataset, column, shard.source.name, keys, values)
+            also[score_stage(column)] = ({"scores": written}, Counts.of(len(keys), {}))
         return also
 
     def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
