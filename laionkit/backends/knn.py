@@ -165,9 +165,11 @@ class ListStore:
         def scan(some: Int64) -> Neighbours:
             selector = None if keep is None else _selector(keep)
             params = faiss.SearchParametersIVF(sel=selector, nprobe=len(some))
-            scores, rows = self._index.search_preassigned(
-                query_D[None], k, some[None], (self.centroids_LD[some] @ query_D)[None],
-                params=params,
+            query, near = np.ascontiguousarray(query_D), self.centroids_LD[some] @ query_D
+            scores, rows = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
+            self._index.search_preassigned_c(
+                1, faiss.swig_ptr(query), k, faiss.swig_ptr(some), faiss.swig_ptr(near),
+                faiss.swig_ptr(scores), faiss.swig_ptr(rows), False, params,
             )  # fmt: skip
             return _neighbours(scores, rows)
 

@@ -19,3 +19,11 @@ def count(bits: Bitmap) -> int:
 def rows_of(bits: Bitmap, rows: int) -> NDArray[np.int64]:
     """The rows kept, in order."""
     return np.flatnonzero(np.unpackbits(bits, count=rows, bitorder="little"))
+
+
+def alive(dead: Bitmap, rows: int) -> Bitmap:
+    """The rows that are not dead."""
+    bits = ~dead
+    if rows % 8:
+        bits[-1] &= (1 << rows % 8) - 1
+    return bits

@@ -5,14 +5,10 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import Bitmap, FlatStore, Neighbours, merge
 from laionkit.search import bits
-from laionkit.search.planner import Step, choose_lists
+from laionkit.search.planner import FREE, Step, choose_lists, probe_cost, scan_cost
 from laionkit.search.segment import AnySegment, Segment
 
-# Until an index is tuned: the share of rows a probe scores. On text queries, which lie far from
-# image vectors, 5 % of the rows in the nearest lists hold about 95 % of the ten best.
-PROBE_SHARE = 0.05
-PROBE_ROWS = 20_000
-RERANK = 8
+RERANK = 4  # rows re-ranked per hit: 8-bit codes move a row by a few places
 
 
 def search_segment(
@@ -27,15 +23,34 @@ def search_segment(
     if not isinstance(segment, Segment):
         found = segment.vectors.search(query_D, k, keep)
         return found, Step(name, "scan", matches, matches, exact=segment.vectors.exact)
-    wanted = max(PROBE_ROWS, round(PROBE_SHARE * segment.count), RERANK * k)
-    if segment.lists is None or exact or matches <= wanted:
+    wanted = None if exact or segment.lists is None else plan_probe(segment, k, matches)
+    if segment.lists is None or wanted is None:
         found = _scan(segment.vectors, query_D, k, keep, matches, segment.info.drift)
         return found, Step(name, "scan", matches, matches)
     lists, held = choose_lists(segment.lists, query_D, keep, wanted)
-    rough = segment.lists.search(query_D, min(RERANK * k, held), lists, keep)
+    rough = segment.lists.search(query_D, min(_reranked(k), held), lists, keep)
     found = Neighbours(segment.vectors.cosines(query_D, rough.rows), rough.rows).top(k)
     probed, there = len(lists), len(segment.lists.starts) - 1
     return found, Step(name, "probe", matches, held, probed, there, exact=False)
+
+
+def plan_probe(segment: Segment, k: int, matches: int) -> int | None:
+    """How many matching rows to score by probing lists; None where a scan is as good.
+
+    A scan is taken where it costs next to nothing or no more than the probe that reaches the
+    recall aimed at.
+    """
+    rows = segment.count
+    wanted = max(_reranked(k), round(segment.info.shares.share(matches / rows, k) * matches))
+    scan = scan_cost(rows, matches)
+    if scan <= FREE or wanted >= matches:
+        return None
+    probe = probe_cost(rows, matches, wanted, segment.info.lists, _reranked(k))
+    return None if scan <= probe else wanted
+
+
+def _reranked(k: int) -> int:
+    return RERANK * k + 24
 
 
 def _scan(

@@ -7,6 +7,9 @@ A segment never changes once the pointer has named it; it holds
 - ``lists.index``: the same rows as an inverted file, where the segment has one;
 - ``rows.arrow``: key, caption, url, shard and row in the shard, in the vectors' order.
 
+A row that is taken down is marked in a file of dead rows of its own, until the next compaction
+drops it; ``forgotten.json`` keeps the keys, so that no build takes them in again.
+
 Beside them lies the view that faiss and clip-retrieval open: ``image.index``, ``image.json``,
 ``metadata/``.
 """
@@ -16,19 +19,22 @@ from pydantic import BaseModel, ConfigDict
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
+from laionkit.search.tuning import Shares
 
 POINTER = "segments.json"
 SEGMENTS = "segments"
 VECTORS = "vectors.index"
 LISTS = "lists.index"
 ROWS = "rows.arrow"
+FORGOTTEN = "forgotten.json"
 
 
 class SegmentInfo(BaseModel):
     """One segment: its name, rows, lists (0 where it is scanned whole) and what it is made of.
 
-    `drift` is by how much a row's length strays from 1 at most. `shards` maps each shard of
-    embeddings in it to that shard's content.
+    `drift` is by how much a row's length strays from 1 at most. `dead` rows, whose bits are set
+    in `dead_file`, are never shown again. `shares` is what a probe of the lists goes by. `shards`
+    maps each shard of embeddings in the segment to that shard's content.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +43,9 @@ class SegmentInfo(BaseModel):
     rows: int
     lists: int = 0
     drift: float = 0.0
+    dead: int = 0
+    dead_file: str = ""
+    shares: Shares = Shares()
     shards: dict[str, str] = {}
 
 
@@ -52,8 +61,8 @@ class Pointer(BaseModel):
 
     @property
     def rows(self) -> int:
-        """Rows of all segments."""
-        return sum(segment.rows for segment in self.segments)
+        """Rows of all segments that are alive."""
+        return sum(segment.rows - segment.dead for segment in self.segments)
 
 
 def index_stage(model: str) -> str:
@@ -84,3 +93,8 @@ def read_pointer(folder: Folder) -> Pointer | None:
 def write_pointer(folder: Folder, pointer: Pointer) -> None:
     """Make `pointer` what readers see; one rename."""
     folder.write_json(POINTER, pointer.model_dump(mode="json"))
+
+
+def read_forgotten(folder: Folder) -> frozenset[str]:
+    """Keys that must never be indexed again."""
+    return frozenset(folder.read_json(FORGOTTEN)) if folder.exists(FORGOTTEN) else frozenset()

@@ -8,9 +8,11 @@ from laionkit.core.embeddings import model_made
 from laionkit.core.errors import InputError, did_you_mean
 from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
-from laionkit.search.layout import index_folder, read_pointer
+from laionkit.search.layout import Pointer, index_folder, read_pointer
 from laionkit.search.segment import AnySegment, ForeignSegment, Segment
 from laionkit.search.view import IMAGE_INDEX
+
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,28 @@ def open_index(dataset: Folder, model: str | None) -> Opened:
         return _open_foreign(dataset, model)
     name = choose_index(dataset, model)
     folder = index_folder(dataset, name)
-    pointer = read_pointer(folder)
-    assert pointer is not None
+    for _ in range(_ATTEMPTS):
+        pointer = read_pointer(folder)
+        assert pointer is not None
+        try:
+            segments = _open_segments(folder, pointer)
+        except InputError:
+            # A writer may have compacted between the pointer's reading and the files' opening.
+            now = read_pointer(folder)
+            if now is None or now.generation == pointer.generation:
+                raise
+            continue
+        return Opened(segments, pointer.dim, model_made(dataset, name).facts)
+    raise InputError(f"{folder} changes faster than it can be opened: try again")
+
+
+def _open_segments(folder: Folder, pointer: Pointer) -> list[Segment]:
     segments: list[Segment] = []
     start = 0
     for info in pointer.segments:
         segments.append(Segment(folder, info, start))
         start += info.rows
-    return Opened(segments, pointer.dim, model_made(dataset, name).facts)
+    return segments
 
 
 def _open_foreign(folder: Folder, model: str | None) -> Opened:

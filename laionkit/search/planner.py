@@ -15,9 +15,29 @@ from laionkit.backends.knn import Bitmap, ListStore
 
 Method = Literal["empty", "scan", "probe"]
 
-# A matching row read out of turn costs about two read in turn (measured: 200,000 × 512 under a
-# bitmap of half the rows takes 18 ms, without one 9 ms); a row passed over costs next to nothing.
-_SCATTER = 2.0
+# Costs, in rows scanned in turn as float16 vectors (measured at 512 dimensions). A matching row
+# read out of turn costs two; a row passed over, one test of a bit; a row of 8-bit codes a little
+# more than one of float16, which is converted by one instruction; a list its centroid's product
+# and the start of a scan; a row re-ranked a copy.
+_SCATTERED = 2.0
+_PASSED = 0.04
+_CODED = 1.25
+_LIST = 8.0
+_RERANKED = 30.0
+FREE = 60_000.0  # a scan that costs no more than this (about 3 ms) is not worth a probe
+
+
+def scan_cost(rows: int, matches: int) -> float:
+    """The cost of scanning every matching row."""
+    return rows * 1.0 if matches == rows else matches * _SCATTERED + rows * _PASSED
+
+
+def probe_cost(rows: int, matches: int, wanted: int, lists: int, rerank: int) -> float:
+    """The cost of probing lists until `wanted` matching rows are scored."""
+    share = wanted / matches
+    scattered = 1.0 if matches == rows else _SCATTERED
+    passed = 0.0 if matches == rows else rows * share * _PASSED
+    return wanted * scattered * _CODED + passed + lists * (1 + _LIST * share) + rerank * _RERANKED
 
 
 @dataclass(frozen=True)

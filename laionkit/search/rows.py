@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -57,13 +58,13 @@ def metadata_schema(dataset: Folder, refs: Sequence[EmbeddingRef], key: str) -> 
 def ordered_metadata(
     dataset: Folder, refs: Sequence[EmbeddingRef], key: str, position_of: NDArray[np.int64]
 ) -> Iterator[pa.Table]:
-    """All shards' metadata in the order of `position_of` (global row → position), by bucket.
+    """All shards' metadata in the order of `position_of` (global row → position, -1: left out).
 
     Each table has the metadata's columns and three of ours, see `segment_rows`.
     """
     schema = metadata_schema(dataset, refs, key)
-    buckets = -(-len(position_of) // BUCKET_ROWS)
-    if buckets == 1:
+    buckets = -(-int(position_of.max(initial=-1) + 1) // BUCKET_ROWS)
+    if buckets <= 1:
         tables = list(_shard_tables(dataset, refs, schema, position_of))
         yield pa.concat_tables(tables).sort_by(_POSITION).drop_columns([_POSITION])
         return
@@ -90,17 +91,28 @@ def _shard_tables(
             else pa.nulls(ref.rows, field.type)
             for field in schema
         ]
+        positions = position_of[start : start + ref.rows]
         rows = np.arange(ref.rows, dtype=np.int32)
-        yield pa.Table.from_arrays(
+        full = pa.Table.from_arrays(
             [
                 *columns,
-                pa.array(position_of[start : start + ref.rows]),
+                pa.array(positions),
                 pa.array(np.full(ref.rows, number, np.int32)),
                 pa.array(rows),
             ],
             names=[*schema.names, _POSITION, _SHARD, _ROW],
         )
+        yield full if (positions >= 0).all() else full.filter(pa.array(positions >= 0))
         start += ref.rows
+
+
+def forgotten_rows(
+    dataset: Folder, refs: Sequence[EmbeddingRef], key: str, forgotten: frozenset[str]
+) -> NDArray[np.bool_]:
+    """Which rows of all shards have a key that is forgotten."""
+    keys = pa.array(sorted(forgotten), pa.string())
+    parts = [dataset.read_table(ref.metadata, [key])[key].cast(pa.string()) for ref in refs]
+    return np.concatenate([pc.is_in(part, value_set=keys).to_numpy() for part in parts])
 
 
 def _spill(tables: Iterator[pa.Table], place: Path, buckets: int) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from laionkit.backends.knn import Bitmap, Neighbours, merge
 from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
+from laionkit.search import bits
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import Filters
 from laionkit.search.hits import Hits, make_hits
@@ -38,7 +39,11 @@ class Searcher:
         self.dataset = Folder(dataset)
         opened = open_index(self.dataset, model)
         self.segments, self.dim = opened.segments, opened.dim
-        self.count = sum(segment.count for segment in self.segments)
+        self.count = sum(segment.count - segment.info.dead for segment in self.segments)
+        self._alive = [
+            None if segment.dead is None else bits.alive(segment.dead, segment.count)
+            for segment in self.segments
+        ]
         self._encoder = Encoder(opened.facts, device)
         self._filters = Filters(self.dataset)
         self._scores = Scores(self.dataset)
@@ -144,13 +149,17 @@ class Searcher:
 
     def _keeps(self, where: str | None) -> list[Bitmap | None]:
         if where is None:
-            return [None] * len(self.segments)
+            return list(self._alive)
         if isinstance(self.segments[0], ForeignSegment):
             raise ConfigError(
                 f"{self.dataset} is an index folder of another's making, without columns to "
                 "filter by: bring its embeddings into a dataset with laionkit adopt"
             )
-        return [*self._filters.bitmaps(where, self.segments)]
+        found = self._filters.bitmaps(where, self.segments)
+        return [
+            keep if living is None else keep & living
+            for keep, living in zip(found, self._alive, strict=True)
+        ]
 
 
 class _Clock:

@@ -3,10 +3,12 @@
 Everything is memory-mapped: opening costs the same at any size.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laionkit.backends import knn
@@ -34,12 +36,12 @@ class MappedRows:
         """Map the file. Raises InputError where it is missing or truncated."""
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(path))
-            self._batches = [
+            self.batches = [
                 self._reader.get_batch(i) for i in range(self._reader.num_record_batches)
             ]
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is not readable: run laionkit index --fresh") from error
-        sizes = [batch.num_rows for batch in self._batches]
+        sizes = [batch.num_rows for batch in self.batches]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -51,7 +53,7 @@ class MappedRows:
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._starts)
         parts = [
-            self._batches[i].take(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i])
+            self.batches[i].take(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i])
             for i in np.flatnonzero(np.diff(cuts))
         ]
         back = np.empty(len(order), np.int64)
@@ -60,7 +62,7 @@ class MappedRows:
 
     def keys(self) -> pa.ChunkedArray:
         """Every row's key, in order."""
-        return pa.chunked_array([batch["key"] for batch in self._batches], pa.string())
+        return pa.chunked_array([batch["key"] for batch in self.batches], pa.string())
 
 
 class Segment:
@@ -71,7 +73,10 @@ class Segment:
         self.info, self.start = info, start
         self.vectors = knn.FlatStore(folder.local_path(segment_file(info.name, VECTORS)))
         rows = MappedRows(str(folder.local_path(segment_file(info.name, ROWS))))
-        self.rows: Rows = rows
+        self.rows = rows
+        self.dead: knn.Bitmap | None = None
+        if info.dead:
+            self.dead = np.frombuffer(folder.read_bytes(info.dead_file), np.uint8)
         self.lists: knn.ListStore | None = None
         if info.lists:
             self.lists = knn.ListStore(folder.local_path(segment_file(info.name, LISTS)))
@@ -84,8 +89,17 @@ class Segment:
 
     @property
     def count(self) -> int:
-        """Rows of this segment."""
+        """Rows of this segment, dead ones too."""
         return self.info.rows
+
+    def rows_of_shards(self, shards: Collection[str]) -> NDArray[np.bool_]:
+        """Which rows come from some shards of embeddings."""
+        wanted = pa.array(sorted(shards), pa.string())
+        parts = [
+            pc.is_in(batch["shard"].cast(pa.string()), value_set=wanted).to_numpy(False)
+            for batch in self.rows.batches
+        ]
+        return np.concatenate(parts)
 
 
 class ForeignSegment:
@@ -94,6 +108,7 @@ class ForeignSegment:
     def __init__(self, folder: Folder) -> None:
         """Open image.index and metadata/. Raises InputError where they do not agree."""
         self.start = 0
+        self.dead: knn.Bitmap | None = None
         self.vectors = knn.AnyStore(folder.local_path("image.index"))
         self.rows: Rows = ParquetRows(folder)
         self.lists: knn.ListStore | None = None

@@ -15,6 +15,7 @@ BLOCK_ROWS = 65_536
 # Rows that were divided in float16 stray by up to 5e-4: they keep their bits, and search divides
 # by their true length. Rounding a row anew would move its cosines by as much as 5e-5.
 _NEARLY_UNIT = 1e-3
+_TEXT_SHARDS = 16
 
 
 class VectorSource:
@@ -57,7 +58,11 @@ class VectorSource:
     def _open(self, number: int) -> NDArray[Any]:
         if self._last is not None and self._last[0] == number:
             return self._last[1]
-        path = self.refs[number].image
+        array = self._read(self.refs[number].image)
+        self._last = (number, array)
+        return array
+
+    def _read(self, path: str) -> NDArray[Any]:
         try:
             if self.dataset.is_local:
                 array: NDArray[Any] = np.load(
@@ -72,7 +77,6 @@ class VectorSource:
                 f"{path} holds {array.dtype} of shape {array.shape}: "
                 "embeddings are float16 or float32 of shape (rows, dimensions)"
             )
-        self._last = (number, array)
         return array
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
@@ -104,14 +108,29 @@ class VectorSource:
         return np.asarray(wide / scale[:, None], np.float16)
 
     def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float16]]:
-        """All rows, in `order` where it is given, a block at a time."""
-        for start in range(0, self.rows, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, self.rows)
-            rows = np.arange(start, stop) if order is None else order[start:stop]
-            yield self.take(rows)
+        """All rows, or those of `order`, in that order, a block at a time."""
+        count = self.rows if order is None else len(order)
+        for start in range(0, count, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, count)
+            yield self.take(np.arange(start, stop) if order is None else order[start:stop])
 
     def sample(self, count: int, seed: int) -> NDArray[np.float32]:
         """Some rows, drawn at random without repeats."""
         count = min(count, self.rows)
         drawn = np.random.default_rng(seed).choice(self.rows, size=count, replace=False)
         return self.take(np.sort(drawn)).astype(np.float32)
+
+    def sample_texts(self, count: int, seed: int) -> NDArray[np.float32]:
+        """Unit vectors of some captions, from a few shards; none where none were embedded."""
+        rng = np.random.default_rng(seed)
+        told = [ref for ref in self.refs if ref.text is not None]
+        found = [np.empty((0, self.dim), np.float32)]
+        picked = rng.permutation(len(told))[:_TEXT_SHARDS]
+        for number in picked:
+            array = self._read(str(told[number].text))
+            rows = np.sort(rng.permutation(len(array))[: -(-count // len(picked))])
+            wide = array[rows].astype(np.float32)
+            norms = np.linalg.norm(wide, axis=1, keepdims=True)
+            good = (np.isfinite(norms) & (norms > 0))[:, 0]
+            found.append(wide[good] / norms[good])
+        return np.concatenate(found)[:count]

@@ -6,7 +6,7 @@ them image.index, image.json and metadata/ as clip-retrieval lays them out.
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from laionkit.core.schemas import INDEX
 
 if TYPE_CHECKING:
     from laionkit.search.build import Built, Shape
+    from laionkit.search.writer import IndexWriter
 
 
 class IndexConfig(StageConfig):
@@ -39,8 +40,10 @@ class IndexConfig(StageConfig):
     """Count of lists of an ivf index; none: the square root of the rows."""
     seed: int = 0
     """Seed of the sample that the lists are trained on."""
-    force: Effort[bool] = False
-    """Build again though nothing changed."""
+    compact: Effort[bool] = False
+    """Build one segment of everything. New shards otherwise go into a segment of their own, and
+    are seen by other tools (image.index) only after a compaction, which comes by itself when a
+    quarter is new."""
 
 
 def index(
@@ -60,11 +63,16 @@ def index(
     named = config.model_copy(update={"as_name": model})
     settled = runner.begin(records, named, facts=_identity(facts))
     writer = IndexWriter(folder, model, facts, functools.partial(_shape, settled))
-    done = bool(records.names()) and not settled.force and writer.is_current(refs)
-    runner.progress.emit(StageStarted(records.stage, 1, int(done), sum(ref.rows for ref in refs)))
-    if not done:
-        _commit(records, settled, writer.rebuild(refs), time.monotonic() - started, runner)
-    return _report(records, done, time.monotonic() - started, runner)
+    if writer.pointer() is not None and not records.names():
+        built = [writer.rebuild(refs)]  # --fresh set the segments aside
+    else:
+        built = writer.bring_up(refs, compact=settled.compact)
+    runner.progress.emit(StageStarted(records.stage, 1, int(not built), writer.rows()))
+    seconds = time.monotonic() - started
+    for segment in built:
+        _commit(records, settled, segment, seconds, runner)
+    _tidy(records, {info.name for info in writer.segments()})
+    return _report(records, writer, not built, time.monotonic() - started, runner)
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +93,9 @@ def _shape(config: IndexConfig, rows: int, dim: int) -> "Shape":
 def _commit(
     records: StageRecords, config: IndexConfig, built: "Built", seconds: float, runner: Runner
 ) -> None:
-    """Record a segment, and forget those it replaced."""
+    """Record a segment."""
     made = records.made()
     counts = Counts.of(built.info.rows, {})
-    replaced = [records.read(name) for name in records.names() if name != built.info.name]
     records.commit(
         ShardRecord(
             shard=built.info.name,
@@ -96,31 +103,50 @@ def _commit(
             inputs=built.info.shards,
             counts=counts,
             files={role: FileEntry.of(written) for role, written in built.files.items()},
-            extra={"lists": built.info.lists},
+            extra={"lists": built.info.lists, "shares": built.info.shares.model_dump(mode="json")},
             effort=config.effort(),
             seconds=round(seconds, 3),
             finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
     )
-    kept = {written.path for written in built.files.values()}
-    for record in replaced:
-        records.folder.remove(f"{record.shard}.json")
-        for entry in record.files.values():
-            if entry.path not in kept:
-                records.dataset.remove(entry.path)
     runner.progress.emit(ShardDone(records.stage, built.info.name, counts, seconds))
 
 
-def _report(records: StageRecords, done: bool, seconds: float, runner: Runner) -> StageReport:
-    counts = records.counts()
+def _tidy(records: StageRecords, alive: Collection[str]) -> None:
+    """Remove the records and files of segments that no reader is pointed to any more.
+
+    Whoever has them open keeps them: a mapped file outlives its name.
+    """
+    kept = {
+        entry.path
+        for name in records.names()
+        if name in alive
+        for entry in records.read(name).files.values()
+    }
+    for name in records.names():
+        if name not in alive:
+            record = records.read(name)
+            records.folder.remove(f"{name}.json")
+            for entry in record.files.values():
+                if entry.path not in kept:
+                    records.dataset.remove(entry.path)
+
+
+def _report(
+    records: StageRecords, writer: "IndexWriter", done: bool, seconds: float, runner: Runner
+) -> StageReport:
+    counts = Counts.of(writer.rows(), {})
     runner.progress.emit(StageEnded(records.stage, Counts() if done else counts, seconds))
-    model = records.stage.partition("/")[2]
+    segments = writer.segments()
+    pending = sum(info.rows - info.dead for info in segments[1:])
+    notes = [f"{pending:,} rows are new since image.index was written"] if pending else []
     return StageReport(
         stage=records.stage,
         dataset=records.dataset.url,
         counts=counts,
-        shards=1,
-        skipped=int(done),
+        shards=len(segments),
+        skipped=len(segments) if done else 0,
         seconds=round(seconds, 3),
-        outputs=(f"{INDEX}/{model}/image.index",),
+        outputs=(f"{writer.place}/image.index",),
+        notes=tuple(notes),
     )

@@ -78,8 +78,20 @@ def _paths(model: str, shard: str) -> tuple[str, str]:
     return f"{place}/img_emb/img_emb_{shard}.npy", f"{place}/metadata/metadata_{shard}.parquet"
 
 
-def exact(vectors: NDArray[Any], query: NDArray[Any], k: int, keep: Any = None) -> list[int]:
-    """The k nearest rows by numpy alone."""
-    scores = vectors.astype(np.float64) @ query.astype(np.float64)
+def cosines(vectors: NDArray[Any], query: NDArray[Any]) -> NDArray[np.float64]:
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(query)
+    return wide @ query.astype(np.float64) / lengths
+
+
+def assert_nearest(
+    hits: Any, keys: list[str], vectors: NDArray[Any], query: NDArray[Any], k: int, keep: Any = None
+) -> None:
+    """Hits are the k nearest rows by numpy alone; rows as near as float32 tells may swap."""
+    scores = cosines(vectors, query)
     rows = np.arange(len(vectors)) if keep is None else np.flatnonzero(keep)
-    return [int(row) for row in rows[np.argsort(-scores[rows], kind="stable")][:k]]
+    best = np.sort(scores[rows])[::-1][:k]
+    assert np.allclose(hits.match, best, atol=1e-6)
+    row_of = {keys[row]: row for row in rows}
+    assert len(set(hits.key)) == len(hits) == len(best)
+    assert np.allclose(scores[[row_of[key] for key in hits.key]], hits.match, atol=1e-6)

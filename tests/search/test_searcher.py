@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.search.searcher import Searcher
 from laionkit.stages.index import IndexConfig, index
-from tests.search.datasets import add_embeddings, add_scores, clustered, exact, unit
+from tests.search.datasets import add_embeddings, add_scores, assert_nearest, clustered, unit
 
 ROWS, DIM = 3000, 32
 
@@ -48,7 +48,7 @@ def keys():
 def test_a_query_finds_what_numpy_finds(searcher, vectors, keys):
     query = unit(np.random.default_rng(1).standard_normal((1, DIM)))[0]
     hits = searcher.search(vector=query, k=10)
-    assert hits.key.tolist() == [keys[row] for row in exact(vectors, query, 10)]
+    assert_nearest(hits, keys, vectors, query, 10)
     assert hits.plan.exact
     assert list(hits.columns)[:5] == ["key", "match", "caption", "url", "aesthetic_v2"]
     assert list(hits.columns)[-2:] == ["shard", "row"]
@@ -71,8 +71,7 @@ def test_any_filter_gives_what_numpy_gives(dataset, searcher, vectors, keys, low
     numbers = np.array([int(key) for key in keys])
     values = (numbers % 997 / 997).astype(np.float32)
     keep = (values >= float(f"{low:.6f}")) & (numbers % 1000 < width)
-    assert hits.key.tolist() == [keys[row] for row in exact(vectors, query, k, keep)]
-    assert len(hits) == min(k, int(keep.sum()))
+    assert_nearest(hits, keys, vectors, query, k, keep)
     assert hits.plan.matches == keep.sum()
 
 

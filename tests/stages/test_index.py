@@ -40,7 +40,7 @@ def test_small_is_exact_and_large_has_lists(dataset):
     again = Runner(fresh=True, yes=True)
     index(str(dataset), IndexConfig(exact_mib=0), runner=again)
     described = json.loads((dataset / "index/toy/image.json").read_text())
-    assert described["index_key"].startswith("IVF16,")
+    assert described["index_key"].startswith("IVF32,")
     assert (described["nb vectors"], described["vectors dimension"]) == (300, 16)
     assert described["pending rows"] == 0
 

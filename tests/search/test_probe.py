@@ -1,0 +1,99 @@
+"""Probing lists: always enough answers, honest about exactness, as good as promised."""
+
+import numpy as np
+import pytest
+
+from laionkit.search import execute
+from laionkit.search.searcher import Searcher
+from laionkit.search.tuning import Shares, learn_shares, simulated_filter
+from laionkit.stages.index import IndexConfig, index
+from tests.search.datasets import add_embeddings, add_scores, clustered, cosines, unit
+
+ROWS, DIM = 12_000, 48
+VECTORS = clustered(ROWS, DIM, seed=3)
+COLUMN = np.random.default_rng(4).random(ROWS).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory):
+    place = tmp_path_factory.mktemp("probe")
+    keys = add_embeddings(place, "00000", VECTORS)
+    add_scores(place, "taste", "00000", keys, COLUMN)
+    index(str(place), IndexConfig(kind="ivf", lists=100))
+    return Searcher(place)
+
+
+@pytest.fixture(autouse=True)
+def no_free_scan(monkeypatch):
+    """At this size a scan costs next to nothing: probe all the same."""
+    monkeypatch.setattr(execute, "FREE", 0.0)
+
+
+def queries(count: int) -> np.ndarray:
+    rng = np.random.default_rng(8)
+    near = VECTORS[rng.integers(ROWS, size=count)].astype(np.float32)
+    return unit(near + 0.1 * rng.standard_normal((count, DIM)))
+
+
+def recall(searcher: Searcher, query: np.ndarray, keep: np.ndarray, **options: object) -> float:
+    hits = searcher.search(vector=query, k=10, **options)
+    rows = np.flatnonzero(keep)
+    truth = rows[np.argsort(-cosines(VECTORS[rows], query))[:10]]
+    assert len(hits) == min(10, len(rows))
+    return len(set(hits.row) & set(truth.tolist())) / len(truth)
+
+
+def test_a_probe_reaches_the_recall_it_is_tuned_for(searcher):
+    found = [recall(searcher, query, np.ones(ROWS, bool)) for query in queries(60)]
+    assert np.mean(found) >= 0.95
+
+
+def test_an_answer_of_a_probe_is_not_called_exact(searcher):
+    plan = searcher.search(vector=queries(1)[0]).plan
+    (step,) = plan.steps
+    assert (plan.exact, step.method) == (False, "probe")
+    assert 0 < step.lists < step.of_lists == 100
+    assert step.scored < ROWS
+
+
+def test_exact_forces_a_scan(searcher):
+    for query in queries(5):
+        hits = searcher.search(vector=query, exact=True)
+        assert hits.plan.exact
+        assert recall(searcher, query, np.ones(ROWS, bool), exact=True) == 1
+
+
+@pytest.mark.parametrize("share", [0.6, 0.2])
+def test_a_filtered_probe_gives_min_k_matches_from_the_matches(searcher, share):
+    keep = np.float32(share) > COLUMN
+    found = [
+        recall(searcher, query, keep, where=f"taste < {np.float32(share)}") for query in queries(40)
+    ]
+    assert np.mean(found) >= 0.95
+
+
+def test_shares_grow_as_filters_narrow_and_as_k_grows():
+    shares = Shares()
+    assert shares.share(1, 10) <= shares.share(0.3, 10) <= shares.share(0.01, 10) <= 1
+    assert shares.share(1, 10) <= shares.share(1, 1000) <= 1
+    assert 0 < shares.share(1e-9, 10**6) <= 1
+
+
+def test_queries_among_the_vectors_need_less_than_those_far_from_them():
+    rng = np.random.default_rng(0)
+    sample = VECTORS.astype(np.float32)
+    centroids = unit(rng.standard_normal((50, DIM)))
+    lists = np.argmax(sample @ centroids.T, axis=1).astype(np.int32)
+    far = unit(rng.standard_normal((60, DIM)))
+    near = learn_shares(queries(60), sample, lists, centroids, ROWS, "texts")
+    assert near.ten[0] < learn_shares(far, sample, lists, centroids, ROWS, "texts").ten[0]
+    assert near.learnt_from == "60 texts"
+
+
+@pytest.mark.parametrize("correlation", [-0.7, 0.0, 0.7])
+def test_a_simulated_filter_keeps_its_share_and_its_correlation(correlation):
+    scores = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
+    keep = simulated_filter(scores, 0.1, correlation, np.random.default_rng(2))
+    assert keep.sum() == 500
+    shift = scores[keep].mean()
+    assert shift == pytest.approx(1.755 * correlation, abs=0.15)

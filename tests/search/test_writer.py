@@ -1,0 +1,165 @@
+"""Segments come and go: appended, deleted, compacted, read while a writer writes."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laionkit.core.embeddings import model_made
+from laionkit.core.files import Folder
+from laionkit.core.records import StageRecords
+from laionkit.search.build import Shape
+from laionkit.search.layout import read_pointer
+from laionkit.search.searcher import Searcher
+from laionkit.search.writer import IndexWriter
+from laionkit.stages.index import IndexConfig, index
+from tests.search.datasets import add_embeddings, assert_nearest, clustered
+
+DIM = 16
+VECTORS = clustered(1000, DIM)
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    for shard in range(8):
+        add_embeddings(tmp_path, f"{shard:05d}", VECTORS[100 * shard : 100 * shard + 100])
+    index(str(tmp_path))
+    return tmp_path
+
+
+def writer_of(dataset: Path) -> IndexWriter:
+    folder = Folder(dataset)
+    facts = model_made(folder, "toy").facts
+    return IndexWriter(folder, "toy", facts, lambda rows, dim: Shape(0))
+
+
+def segments(dataset: Path) -> list[int]:
+    pointer = read_pointer(Folder(dataset).folder("index/toy"))
+    assert pointer is not None
+    return [info.rows for info in pointer.segments]
+
+
+def remove_shard(dataset: Path, shard: str) -> None:
+    StageRecords(Folder(dataset), "embed/toy").folder.remove(f"{shard}.json")
+
+
+def key_of(row: int) -> str:
+    return f"{row // 100:05d}{row % 100:04d}"
+
+
+def check(dataset: Path, rows: np.ndarray) -> None:
+    """Searching finds exactly what numpy finds among `rows` of VECTORS."""
+    searcher = Searcher(dataset)
+    keys = [key_of(row) for row in rows]
+    for seed in range(5):
+        query = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+        for k in (1, 10, 5000):
+            hits = searcher.search(vector=query, k=k)
+            assert_nearest(hits, keys, VECTORS[rows], query, k)
+            assert hits.plan.exact
+    hits = searcher.search(vector=query, k=50, where="original_width < 300")
+    assert_nearest(
+        hits, keys, VECTORS[rows], query, 50, np.array([int(k) % 1000 < 300 for k in keys])
+    )
+
+
+def test_new_shards_become_a_new_segment(dataset):
+    add_embeddings(dataset, "00008", VECTORS[800:900])
+    report = index(str(dataset))
+    assert segments(dataset) == [800, 100]
+    assert report.counts.ok == 900
+    assert "100 rows are new" in report.notes[0]
+    described = Folder(dataset).read_json("index/toy/image.json")
+    assert (described["nb vectors"], described["pending rows"]) == (800, 100)
+    check(dataset, np.arange(900))
+
+
+def test_a_compaction_leaves_one_segment_that_equals_a_rebuild(dataset, tmp_path_factory):
+    for shard in (8, 9):
+        add_embeddings(dataset, f"{shard:05d}", VECTORS[100 * shard : 100 * shard + 100])
+        index(str(dataset))
+    assert segments(dataset) == [800, 100, 100]
+    index(str(dataset), IndexConfig(compact=True))
+    assert segments(dataset) == [1000]
+    check(dataset, np.arange(1000))
+    other = tmp_path_factory.mktemp("rebuilt")
+    shutil.copytree(dataset / "embeddings", other / "embeddings")
+    shutil.copytree(dataset / ".laionkit/embed", other / ".laionkit/embed")
+    index(str(other))
+    for file in ("vectors.index", "rows.arrow"):
+        ours = next((dataset / "index/toy/segments").glob(f"*/{file}"))
+        assert (
+            ours.read_bytes() == next((other / "index/toy/segments").glob(f"*/{file}")).read_bytes()
+        )
+    ours, theirs = dataset / "index/toy/image.index", other / "index/toy/image.index"
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_rows_of_a_shard_that_is_gone_are_never_found(dataset):
+    remove_shard(dataset, "00003")
+    index(str(dataset))
+    assert segments(dataset) == [800]
+    check(dataset, np.array([row for row in range(800) if row // 100 != 3]))
+
+
+def test_a_shard_embedded_anew_replaces_its_rows(dataset):
+    add_embeddings(dataset, "00007", VECTORS[900:1000])
+    index(str(dataset))
+    assert segments(dataset) == [800, 100]
+    found = Searcher(dataset).search(vector=VECTORS[950], k=1)
+    assert (found.key[0], len(Searcher(dataset).search(vector=VECTORS[0], k=9999))) == (
+        "000070050",
+        800,
+    )
+
+
+def test_much_that_is_new_compacts_by_itself(dataset):
+    for shard in (8, 9):
+        add_embeddings(dataset, f"{shard:05d}", VECTORS[100 * shard : 100 * shard + 100])
+    add_embeddings(dataset, "00010", VECTORS[:100])
+    index(str(dataset))
+    assert segments(dataset) == [1100]
+
+
+def test_a_key_taken_down_is_never_found_again(dataset):
+    rows = np.array([row for row in range(800) if row not in (5, 250, 799)])
+    writer = writer_of(dataset)
+    assert writer.forget([key_of(row) for row in (5, 250, 799)]) == 3
+    assert writer.forget([key_of(5)]) == 0
+    check(dataset, rows)
+    index(str(dataset), IndexConfig(compact=True))
+    assert segments(dataset) == [797]
+    check(dataset, rows)
+
+
+def test_readers_see_one_state_while_a_writer_appends_and_compacts(dataset):
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def read() -> None:
+        query = VECTORS[3].astype(np.float32)
+        while not stop.is_set():
+            count = len(Searcher(dataset).search(vector=query, k=5000))
+            if count not in (800, 900, 1000):
+                wrong.append(f"{count} rows")
+
+    def guarded() -> None:
+        try:
+            read()
+        except Exception as error:  # noqa: BLE001 - whatever a reader meets is the finding
+            wrong.append(repr(error))
+
+    readers = [threading.Thread(target=guarded) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for shard in (8, 9):
+        add_embeddings(dataset, f"{shard:05d}", VECTORS[100 * shard : 100 * shard + 100])
+        index(str(dataset))
+    for _ in range(3):
+        index(str(dataset), IndexConfig(compact=True))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
