@@ -1,4 +1,4 @@
-"""A folder of pictures as a source table: path and caption, sorted by path.
+"""A folder of pictures as a source table: path, caption and the file's state, sorted by path.
 
 The caption is that of the sidecar beside the picture (``cat.txt``, else ``caption`` in
 ``cat.json``), else null. The pictures stay where they are.
@@ -33,16 +33,14 @@ class PictureTable:
             for path, info in sorted(listed.items())
             if path.rpartition(".")[2].lower() in PICTURES and not _is_hidden(path)
         }
-        self.schema = pa.schema([("path", pa.string()), ("caption", pa.string())])
+        self.schema = pa.schema(
+            [("path", pa.string()), ("caption", pa.string()), ("path_stamp", pa.string())]
+        )
         self.total: int | None = len(self._pictures)
 
     def listing(self) -> dict[str, str]:
         """Each picture's name → size and time of change, which tell whether it changed."""
-        fs = self.folder.fs
-        return {
-            _name(fs, path): f"{info.get('size')}:{info.get('mtime') or info.get('ETag') or ''}"
-            for path, info in self._pictures.items()
-        }
+        return {_name(self.folder.fs, path): self._stamp(path) for path in self._pictures}
 
     def head(self) -> pa.Table:
         """The first rows."""
@@ -59,9 +57,13 @@ class PictureTable:
     def _table(self, paths: list[str]) -> pa.Table:
         names = [_name(self.folder.fs, path) for path in paths]
         captions = [self._caption(path) for path in paths]
-        return pa.table(
-            [pa.array(names, pa.string()), pa.array(captions, pa.string())], self.schema
-        )
+        stamps = [self._stamp(path) for path in paths]
+        columns = [pa.array(column, pa.string()) for column in (names, captions, stamps)]
+        return pa.table(columns, self.schema)
+
+    def _stamp(self, path: str) -> str:
+        info = self._pictures[path]
+        return f"{info.get('size')}:{info.get('mtime') or info.get('ETag') or ''}"
 
     def _caption(self, path: str) -> str | None:
         stem = path.rpartition(".")[0]

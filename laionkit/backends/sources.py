@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,8 @@ REMOTE_ERRORS = _remote_errors()
 class SourceFile:
     """One file of links: its name in records, where it lies, how it is written.
 
-    `name` is the absolute path or URL (an ``hf://`` one with its revision pinned). `root` is the
-    folder that a relative picture path in it is relative to. `identity` names its bytes.
+    `name` is the absolute path or URL (an ``hf://`` one with its revision pinned). `identity`
+    names its bytes; `checksum` is their sha256 or md5 in hex where the server tells it.
     """
 
     name: str
@@ -67,6 +68,7 @@ class SourceFile:
     compression: str | None
     size: int
     identity: str
+    checksum: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -234,7 +236,8 @@ def _file(fs: Any, path: str, name: str) -> SourceFile:
         raise InputError(f"{name}: the server does not say its size; add --download FOLDER")
     size = int(info["size"])
     form = FORMATS.get(_suffix(stem)) or _sniff(fs, path, size, name)
-    return SourceFile(name, fs, path, form, compression, size, _identity(fs, path, size, info))
+    identity = _identity(fs, path, size, info)
+    return SourceFile(name, fs, path, form, compression, size, identity, _checksum(info))
 
 
 def _sniff(fs: Any, path: str, size: int, name: str) -> str:
@@ -261,6 +264,19 @@ def _identity(fs: Any, path: str, size: int, info: dict[str, Any]) -> str:
             file.seek(offset)
             digest.update(file.read(SAMPLE_BYTES))
     return f"{size}:{digest.hexdigest()[:32]}:{info['mtime']}"
+
+
+def _checksum(info: dict[str, Any]) -> str | None:
+    """The sha256 or md5 that a server tells of a file, in hex.
+
+    An ETag counts where it is quoted hex of 64 digits (the hub) or 32 (S3, one part).
+    """
+    lfs = info.get("lfs")
+    told = (lfs or {}).get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
+    tag = str(info.get("ETag") or "").removeprefix("W/").strip('"').lower()
+    if told is None and re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", tag):
+        told = tag
+    return told
 
 
 def _link_tables(paths: Sequence[str]) -> list[str]:

@@ -32,10 +32,10 @@ def find_repeated_key(
             " count(*) FILTER (file < $1) AS fresh FROM keys GROUP BY key"
             " HAVING n > 1 AND fresh > 0 ORDER BY min(file), key LIMIT 1",
             [len(new)],
-        ).fetchone()
-    if found is None:
+        ).fetchall()
+    if not found:
         return None
-    key, first, last = found[:3]
+    key, first, last = found[0][:3]
     return str(key), paths[first], paths[last]
 
 

@@ -30,8 +30,9 @@ class Part:
 class PartWriter:
     """Takes rows in any portions; writes a row group a shard and a file a hundred shards.
 
-    `schema` is that of the rows, without ``key``. Nothing counts until its record is written,
-    which is the caller's.
+    `schema` is that of the rows, without ``key``. Rows that bring a column ``key`` keep it, and
+    stand in a shard in its order. Nothing counts until its record is written, which is the
+    caller's.
     """
 
     def __init__(
@@ -81,8 +82,12 @@ class PartWriter:
     def _write(self, rows: pa.Table) -> None:
         if self._open is None:
             self._open = self._begin_part()
-        keys = self.scheme.keys(self.shard, rows.num_rows)
-        self._open.write(rows.add_column(0, pa.field("key", pa.string()), [keys]))
+        if "key" in rows.column_names:
+            rows = rows.sort_by("key").select(["key", *self.schema.names])
+        else:
+            keys = self.scheme.keys(self.shard, rows.num_rows)
+            rows = rows.add_column(0, pa.field("key", pa.string()), [keys])
+        self._open.write(rows)
         self.shard += 1
         if self._open.shards == SHARDS_PER_PART:
             self._end_part()

@@ -1,30 +1,19 @@
 """Rows of links: types repaired, LAION's hash computed, malformed rows told from good ones."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping, Sequence, Set
 
 import mmh3
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laionkit.core.schemas import PUBLISHED_COLUMNS, Reason
+from laionkit.core.schemas import PUBLISHED_COLUMNS, RESERVED_COLUMNS
 from laionkit.ops.laion_schemas import Reading
 
-# A scheme, "://" and a host; no control character anywhere. RE2 syntax.
-_WHOLE_URL = r"^[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#]+[^\x00-\x1f\x7f]*$"
+_PARTS = r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<host>[^/?#]*)(?P<rest>[^#]*)"
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-_INTEGER = r"^\s*-?\d+\s*$"
-_DETAIL_CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class Malformed:
-    """The malformed rows of a table: their positions, each one's reason and detail."""
-
-    rows: np.ndarray
-    reasons: list[str]
-    details: list[str]
 
 
 def output_type(ours: str, theirs: pa.DataType) -> pa.DataType:
@@ -59,8 +48,7 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 def canonical(table: pa.Table, reading: Reading, schema: pa.Schema) -> pa.Table:
     """Bring a source's rows into `schema`: renamed, types repaired, absent columns null.
 
-    A value that its type cannot hold becomes null. URLs lose the space around them. The hash is
-    computed where the source has none.
+    A value that its type cannot hold becomes null. URLs lose the space around them.
     """
     arrays = []
     columns = {name.lower(): theirs for name, theirs in reading.columns.items()}
@@ -73,10 +61,32 @@ def canonical(table: pa.Table, reading: Reading, schema: pa.Schema) -> pa.Table:
     out = pa.table(arrays, schema=schema)
     if "url" in reading.columns:
         out = _set(out, "url", _trimmed(out["url"]))
-    if "hash" in schema.names and "hash" not in reading.columns and "url" in reading.columns:
-        caption = out["caption"] if "caption" in schema.names else None
-        out = _set(out, "hash", laion_hash(out["url"], caption))
     return out
+
+
+def with_hash(rows: pa.Table, reading: Reading) -> pa.Table:
+    """Rows whose source has links but no hash, with LAION's hash."""
+    if "hash" in reading.columns or "url" not in reading.columns:
+        return rows
+    return _set(rows, "hash", laion_hash(rows["url"], rows["caption"]))
+
+
+def with_normal_urls(rows: pa.Table) -> pa.Table:
+    """Rows with their links in one spelling: scheme and host in lower case, no default port.
+
+    The fragment, which no server sees, goes too; an empty path becomes ``/``. What is no link
+    stays as it is.
+    """
+    parts = pc.extract_regex(rows["url"], _PARTS)
+    scheme = pc.utf8_lower(pc.struct_field(parts, "scheme"))
+    host = pc.utf8_lower(pc.struct_field(parts, "host"))
+    for name, port in (("http", ":80"), ("https", ":443")):
+        default = pc.and_(pc.equal(scheme, name), pc.ends_with(host, port))
+        host = pc.if_else(default, pc.utf8_slice_codeunits(host, 0, -len(port)), host)
+    rest = pc.struct_field(parts, "rest")
+    rest = pc.if_else(pc.starts_with(rest, "/"), rest, pc.binary_join_element_wise("/", rest, ""))
+    whole = pc.binary_join_element_wise(scheme, "://", host, rest, "")
+    return _set(rows, "url", pc.coalesce(whole, rows["url"]))
 
 
 def repair(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -115,45 +125,6 @@ def laion_hash(url: pa.ChunkedArray, caption: pa.ChunkedArray | None) -> pa.Arra
     return pa.array(values, type=pa.int64(), mask=np.asarray(pc.is_null(url)))
 
 
-def malformed(table: pa.Table, reading: Reading) -> Malformed:
-    """Find the rows that are no link at all: no URL, one that is none, or shifted columns."""
-    if "url" not in reading.columns:
-        return Malformed(np.empty(0, np.int64), [], [])
-    url = table["url"]
-    missing = pc.fill_null(pc.equal(url, ""), True)
-    wrong = pc.and_(
-        pc.invert(missing), pc.invert(pc.match_substring_regex(pc.fill_null(url, ""), _WHOLE_URL))
-    )
-    bad = pc.or_(missing, wrong)
-    shifted = None
-    if "similarity" in table.column_names:
-        limit = reading.similarity_limit
-        shifted = pc.fill_null(pc.greater(pc.abs(table["similarity"]), limit), False)
-        bad = pc.or_(bad, shifted)
-    rows = np.flatnonzero(np.asarray(bad))
-    reasons, details = [], []
-    for row in rows.tolist():
-        if missing[row].as_py():
-            reasons.append(Reason.MISSING_URL.value)
-            details.append("")
-        elif wrong[row].as_py():
-            reasons.append(Reason.MALFORMED_URL.value)
-            details.append(str(url[row].as_py())[:_DETAIL_CHARACTERS])
-        else:
-            reasons.append(Reason.MALFORMED_ROW.value)
-            details.append(f"similarity={table['similarity'][row].as_py()}")
-    return Malformed(rows, reasons, details)
-
-
-def without(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The table without the rows at these positions."""
-    if not len(rows):
-        return table
-    keep = np.ones(table.num_rows, bool)
-    keep[rows] = False
-    return table.filter(pa.array(keep))
-
-
 def merge_columns(columns: Sequence[Mapping[str, pa.DataType]]) -> dict[str, pa.DataType]:
     """The columns of all sources: canonical ones first and in their order, then the carried."""
     merged: dict[str, pa.DataType] = {}
@@ -184,29 +155,55 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _numbers_in_text(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    exact = pa.types.is_integer(kind)
-    whole = pc.match_substring_regex(column, _INTEGER if exact else _NUMBER)
-    if exact and not pc.all(pc.fill_null(whole, True)).as_py():
-        return repair(_numbers_in_text(column, pa.float64()), kind)
-    trimmed = pc.utf8_trim_whitespace(pc.if_else(whole, column, pa.scalar(None, column.type)))
-    trimmed = pc.replace_substring_regex(trimmed, r"^\+", "")
+    if pa.types.is_integer(kind):  # no way through float64, which loses a hash's last digits
+        low, high = _bounds(kind)
+        values = [_integer(text, low, high) for text in column.to_pylist()]
+        return pa.chunked_array([pa.array(values, kind)])
+    number = pc.match_substring_regex(column, _NUMBER)
+    trimmed = pc.utf8_trim_whitespace(pc.if_else(number, column, pa.scalar(None, column.type)))
+    return pc.replace_substring_regex(trimmed, r"^\+", "").cast(kind)
+
+
+def _integer(text: str | None, low: int, high: int) -> int | None:
+    if text is None or not re.fullmatch(_NUMBER, text):
+        return None
     try:
-        return trimmed.cast(kind)
-    except pa.ArrowInvalid:  # an integer outside the type
-        return repair(trimmed.cast(pa.float64()), kind)
+        value = int(text)
+    except ValueError:
+        number = float(text)
+        value = round(number) if math.isfinite(number) else high + 1
+    return value if low <= value <= high else None
 
 
 def _rounded(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    finite = pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-    return _in_range(pc.round(finite), kind)
+    low, high = _bounds(kind)
+    whole = pc.round(column)
+    fits = pc.and_(pc.greater_equal(whole, float(low)), pc.less(whole, float(high + 1)))
+    return pc.if_else(fits, whole, pa.scalar(None, column.type)).cast(kind, safe=False)
 
 
 def _in_range(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    bits = kind.bit_width - (0 if pa.types.is_unsigned_integer(kind) else 1)
-    low, high = (0 if pa.types.is_unsigned_integer(kind) else -(2**bits)), 2**bits
-    fits = pc.and_(pc.greater_equal(column, low), pc.less(column, float(high)))
-    return pc.if_else(fits, column, pa.scalar(None, column.type)).cast(kind, safe=False)
+    low, high = _bounds(kind)
+    values = [v if v is not None and low <= v <= high else None for v in column.to_pylist()]
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def _bounds(kind: pa.DataType) -> tuple[int, int]:
+    if pa.types.is_unsigned_integer(kind):
+        return 0, 2**kind.bit_width - 1
+    return -(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def joined_name(name: str, taken: Set[str]) -> str:
+    """What a joined column is called: its canonical name, or ``src_NAME`` where that is taken."""
+    lower = name.lower()
+    ours = lower if lower in PUBLISHED_COLUMNS else name
+    if ours.lower() in taken or (lower in RESERVED_COLUMNS and lower not in PUBLISHED_COLUMNS):
+        ours = f"src_{name}"
+    while ours.lower() in taken:
+        ours += "_2"
+    return ours

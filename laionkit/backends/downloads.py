@@ -1,0 +1,92 @@
+"""Remote sources kept as local files: resumed after a cut, checked by size and checksum.
+
+Bytes come by ranges into ``NAME.part``; ``NAME.part.json`` says of which content, so that what was
+begun of another content is thrown away. A finished file appears under its name only once it is
+whole and, where the server tells its sha256 or md5, equal to that.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laionkit.backends.sources import RangeFile, Source, SourceFile, find_sources
+from laionkit.core.errors import InputError
+
+CHUNK_BYTES = 8 << 20
+logger = logging.getLogger("laionkit")
+
+
+def keep_files(sources: Sequence[Source], folder: str) -> list[Source]:
+    """Sources with every remote file replaced by a local copy in `folder`."""
+    return [
+        keep_file(source, Path(folder))
+        if isinstance(source, SourceFile) and not source.is_local
+        else source
+        for source in sources
+    ]
+
+
+def keep_file(source: SourceFile, folder: Path) -> SourceFile:
+    """Download one file, or find it there. Raises InputError where it cannot be had whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / _name(source)
+    done = target.with_name(target.name + ".source.json")
+    said = {"name": source.name, "identity": source.identity}
+    if not (target.exists() and _read_json(done) == said and target.stat().st_size == source.size):
+        _download(source, target, said)
+        done.write_text(json.dumps(said))
+    (local,) = find_sources([str(target)])
+    assert isinstance(local, SourceFile)
+    return local
+
+
+def _download(source: SourceFile, target: Path, said: dict[str, str]) -> None:
+    part = target.with_name(target.name + ".part")
+    state = target.with_name(target.name + ".part.json")
+    if _read_json(state) != said:
+        part.unlink(missing_ok=True)
+        state.write_text(json.dumps(said))
+    start = part.stat().st_size if part.exists() else 0
+    remote = RangeFile(source.fs, source.path, source.size, source.name)
+    remote.seek(start)
+    with part.open("ab") as file:
+        while block := remote.read(CHUNK_BYTES):
+            file.write(block)
+            logger.info("%s: %.1f of %.1f MB", source.name, file.tell() / 1e6, source.size / 1e6)
+    _verify(source, part)
+    part.replace(target)
+    state.unlink()
+
+
+def _verify(source: SourceFile, part: Path) -> None:
+    size = part.stat().st_size
+    if size != source.size:
+        part.unlink()
+        raise InputError(f"{source.name}: {size} bytes came, not {source.size}; run again")
+    wanted = source.checksum
+    if wanted is None:
+        return
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "md5" if len(wanted) == 32 else "sha256").hexdigest()
+    if found != wanted:
+        part.unlink()
+        raise InputError(
+            f"{source.name}: its bytes have checksum {found}, the server says {wanted}; run again"
+        )
+
+
+def _name(source: SourceFile) -> str:
+    """A file name that keeps the format's suffix and differs for every source."""
+    base = re.sub(r"[^A-Za-z0-9._-]", "_", source.path.partition("?")[0].rpartition("/")[2])
+    return f"{hashlib.sha256(source.name.encode()).hexdigest()[:8]}-{base}"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

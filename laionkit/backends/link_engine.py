@@ -1,0 +1,199 @@
+"""DuckDB over batches of links: verdicts, lists, joins, and what only all rows together can tell.
+
+Memory is bounded by the engine's limit; tables lie in a scratch folder. Only SQL of our own making
+and terms that ``parse_where`` printed reach it, and it can open no file.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from laionkit.core.errors import ConfigError, StageFailed
+from laionkit.ops.link_filters import Verdict
+from laionkit.ops.predicates import Term, quote_name
+
+BATCH_TIMEOUT_S = 300.0
+_HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Codes of a batch's rows, the values of the dropped ones, nulls kept by column."""
+
+    codes: np.ndarray
+    values: pa.ChunkedArray | None
+    kept_null: dict[str, int]
+
+
+class LinkEngine:
+    """One connection for one run; `close` deletes nothing but frees the scratch folder."""
+
+    def __init__(self, scratch: Path, memory_mb: int, timeout_s: float = BATCH_TIMEOUT_S) -> None:
+        """Open an engine whose tables and spills lie in `scratch`."""
+        self.timeout_s = timeout_s
+        self._con = duckdb.connect()
+        self._con.execute(f"SET memory_limit = '{memory_mb}MB'")
+        self._con.execute("SET temp_directory = $1", [str(scratch / "spill")])
+        self._con.execute("SET enable_progress_bar = false")
+        self._con.execute("SET python_enable_replacements = false")
+        self._con.execute("SET enable_external_access = false")
+        self._con.execute("SET lock_configuration = true")
+        self._has_join: list[str] = []
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The engine's connection, for what orders all rows."""
+        return self._con
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._con.close()
+
+    def check(self, terms: Sequence[Term], schema: pa.Schema) -> None:
+        """Make sure that each term is a condition over these columns. Raises ConfigError."""
+        self._register(schema.empty_table())
+        for term in terms:
+            try:
+                sql = f"DESCRIBE SELECT ({term.sql}) FROM batch"
+                kind = self._con.execute(sql).fetchall()[0]
+            except duckdb.Error as error:
+                raise ConfigError(f"--where {term.sql!r}: {_one_line(error)}") from error
+            if kind[1] not in ("BOOLEAN", '"NULL"'):
+                raise ConfigError(f"--where {term.sql!r} is no condition: it is not true or false")
+
+    def judge(self, rows: pa.Table, verdict: Verdict, *, values: bool) -> Judged:
+        """Apply a verdict to every row of a batch, in order."""
+        self._register(rows)
+        kept = ", ".join(
+            f"count(*) FILTER (code = 0 AND {sql})" for sql in verdict.kept_null.values()
+        )
+        value = f"CASE WHEN code > 0 THEN {verdict.value} END" if values else "NULL"
+        with self.deadline():
+            found = self._con.sql(
+                f"SELECT code::USMALLINT AS code, {value} AS value "
+                f"FROM (SELECT *, {verdict.code} AS code FROM batch)"
+            ).to_arrow_table()
+            counts: tuple[int, ...] = ()
+            if kept:
+                counts = self._con.execute(
+                    f"SELECT {kept} FROM (SELECT *, {verdict.code} AS code FROM batch)"
+                ).fetchall()[0]
+        nulls = dict(zip(verdict.kept_null, counts, strict=True))
+        return Judged(
+            found["code"].to_numpy(),
+            found["value"] if values else None,
+            {name: n for name, n in nulls.items() if n},
+        )
+
+    def load_list(self, name: str, tables: Iterator[pa.Table]) -> None:
+        """Make a list ``name`` of (kind, value, place), where `tables` come from."""
+        self._con.execute(f"CREATE TABLE IF NOT EXISTS {name} (kind VARCHAR, value VARCHAR)")
+        for table in tables:
+            self._con.register("given", table)
+            self._con.execute(f"INSERT INTO {name} SELECT kind, value FROM given")
+            self._con.unregister("given")
+
+    def on_list(self, name: str, rows: pa.Table) -> pa.Array:
+        """For each row, what on the list it matches; null where nothing does."""
+        placed = rows.append_column("_at", pa.array(np.arange(rows.num_rows)))
+        self._con.register("looked", placed)
+        kinds = {k for (k,) in self._con.execute(f"SELECT DISTINCT kind FROM {name}").fetchall()}
+        looks = []
+        if "url" in rows.column_names:
+            if "url" in kinds:
+                looks.append("SELECT _at, 'url' AS kind, url AS value FROM looked")
+            if "domain" in kinds:
+                parts = f"string_split(lower(regexp_extract(url, {_HOST}, 1)), '.')"
+                looks.append(
+                    "SELECT _at, 'domain' AS kind, array_to_string(p[i:], '.') AS value FROM "
+                    "(SELECT _at, p, unnest(range(1, len(p) + 1)) AS i "
+                    f"FROM (SELECT _at, {parts} AS p FROM looked))"
+                )
+        for column in rows.column_names:
+            if column == "hash" and "hash" in kinds:
+                looks.append("SELECT _at, 'hash' AS kind, hash::VARCHAR AS value FROM looked")
+            if column.lower().removeprefix("src_") in ("md5", "sha256") and "digest" in kinds:
+                digest = f"lower({quote_name(column)})"
+                looks.append(f"SELECT _at, 'digest' AS kind, {digest} AS value FROM looked")
+        out = np.full(rows.num_rows, None, object)
+        if looks:
+            with self.deadline():
+                found = self._con.execute(
+                    f"SELECT _at, min(look.value) FROM ({' UNION ALL '.join(looks)}) AS look "
+                    f"SEMI JOIN {name} AS l ON look.kind = l.kind AND look.value = l.value "
+                    "GROUP BY 1"
+                ).fetchall()
+            for at, value in found:
+                out[at] = value
+        return pa.array(out, pa.string())
+
+    def load_join(self, batches: Iterator[pa.Table], on: str) -> None:
+        """Store the table to join, one row a value of `on`: the first."""
+        for i, table in enumerate(batches):
+            self._con.register("given", table)
+            verb = "INSERT INTO joined_raw" if i else "CREATE TABLE joined_raw AS"
+            self._con.execute(f"{verb} SELECT * FROM given")
+            self._con.unregister("given")
+            self._has_join = [name for name in table.column_names if name != on]
+        with self.deadline():
+            self._con.execute(
+                f"CREATE TABLE joined AS SELECT * FROM joined_raw WHERE rowid IN "
+                f"(SELECT min(rowid) FROM joined_raw WHERE {quote_name(on)} IS NOT NULL "
+                f"GROUP BY {quote_name(on)})"
+            )
+            self._con.execute("DROP TABLE joined_raw")
+
+    def join(self, rows: pa.Table, on: str) -> tuple[pa.Table, int]:
+        """The joined columns for each row, null where nothing matches, and how many matched."""
+        placed = rows.select([on]).append_column("_at", pa.array(np.arange(rows.num_rows)))
+        self._con.register("looked", placed)
+        names = ", ".join(f"j.{quote_name(name)}" for name in self._has_join)
+        key = quote_name(on)
+        with self.deadline():
+            found = self._con.sql(
+                f"SELECT b._at, {names} FROM joined j JOIN looked b ON j.{key} = b.{key}"
+            ).to_arrow_table()
+        place = np.full(rows.num_rows, -1, np.int64)
+        place[found["_at"].to_numpy()] = np.arange(found.num_rows)
+        take = pa.array(place, mask=place < 0)
+        return found.drop_columns("_at").take(take), found.num_rows
+
+    def _register(self, rows: pa.Table) -> None:
+        """Show `rows` as ``batch``, NaN as null: DuckDB holds NaN for greater than all else."""
+        self._con.register("raw_batch", rows)
+        numbers = [f for f in rows.schema if pa.types.is_floating(f.type)]
+        shown = ", ".join(
+            f"nullif({quote_name(f.name)}, 'nan') AS {quote_name(f.name)}" for f in numbers
+        )
+        replaced = f" REPLACE ({shown})" if shown else ""
+        self._con.execute(f"CREATE OR REPLACE TEMP VIEW batch AS SELECT *{replaced} FROM raw_batch")
+
+    @contextlib.contextmanager
+    def deadline(self) -> Iterator[None]:
+        """Give up a query after the time allowed; turn the engine's errors into ours."""
+        timer = threading.Timer(self.timeout_s, self._con.interrupt)
+        timer.start()
+        try:
+            yield
+        except duckdb.InterruptException as error:
+            raise ConfigError(
+                f"a filter took more than {self.timeout_s:g} s for one batch: simplify it"
+            ) from error
+        except duckdb.OutOfMemoryException as error:
+            raise StageFailed(f"metadata: {_one_line(error)}; raise --memory-mb") from error
+        except duckdb.IOException as error:
+            raise StageFailed(f"metadata: {_one_line(error)}") from error
+        except duckdb.Error as error:
+            raise ConfigError(f"--where: {_one_line(error)}") from error
+        finally:
+            timer.cancel()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\n\nLINE")[0].split())[:300]

@@ -1,0 +1,119 @@
+"""The verdict on a link as one SQL expression: 0 for kept, else the code of the first step failed.
+
+Steps: conditions of a filter, then what makes a row no link at all, then what the rows say of
+lists they stand on (columns ``_blocked``, ``_opted_out``), then the sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from laionkit.core.schemas import Reason
+from laionkit.ops.predicates import Term, quote_name, quote_text
+
+MAX_VALUE_CHARS = 200
+# A scheme, "://" and a host; no control character anywhere.
+_WHOLE_URL = r"^[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#]+[^\x00-\x1f\x7f]*$"
+_SAFETY_COLUMNS = ("punsafe", "pwatermark")
+_SAFETY_MARKS = ("nsfw", "unsafe")
+
+
+@dataclass
+class Reasons:
+    """Names of reasons, numbered as they come; 0 is no reason."""
+
+    names: list[str] = field(default_factory=lambda: [""])
+
+    def code(self, name: str) -> int:
+        """The number of a reason."""
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """SQL over a table of rows: `code`, the `value` a dropped row's reason saw, `kept_null`.
+
+    `kept_null` maps columns to SQL that holds where a kept row's null let it pass a condition.
+    """
+
+    code: str
+    value: str
+    kept_null: dict[str, str]
+
+
+def build_verdict(
+    terms: Sequence[Term],
+    reasons: Reasons,
+    *,
+    null: str,
+    has_url: bool,
+    similarity_limit: float | None,
+    lists: Sequence[str] = (),
+    sample: tuple[float, int] | None = None,
+) -> Verdict:
+    """Put the steps of a source together. `lists` names those of ``_blocked``, ``_opted_out``."""
+    cases: list[str] = []
+    values: list[str] = []
+    kept_null: dict[str, str] = {}
+    for term in terms:
+        failed = reasons.code(term.sql)
+        for name in term.columns:
+            if drops_null(name, null):
+                code = reasons.code(f"null:{name}")
+                cases.append(
+                    f"WHEN ({term.sql}) IS NULL AND {quote_name(name)} IS NULL THEN {code}"
+                )
+            else:
+                kept_null[name] = f"({term.sql}) IS NULL AND {quote_name(name)} IS NULL"
+        if null == "drop":
+            cases.append(f"WHEN ({term.sql}) IS NULL THEN {reasons.code(f'null:{term.sql}')}")
+        cases.append(f"WHEN ({term.sql}) IS FALSE THEN {failed}")
+        values.append(f"WHEN {failed} THEN {value_sql(term)}")
+    if has_url:
+        missing, wrong = reasons.code(Reason.MISSING_URL), reasons.code(Reason.MALFORMED_URL)
+        cases.append(f"WHEN url IS NULL OR url = '' THEN {missing}")
+        cases.append(f"WHEN NOT regexp_matches(url, {quote_text(_WHOLE_URL)}) THEN {wrong}")
+    if similarity_limit is not None:
+        shifted = reasons.code(Reason.MALFORMED_ROW)
+        cases.append(f"WHEN abs(similarity) > {similarity_limit} THEN {shifted}")
+        values.append(f"WHEN {shifted} THEN 'similarity=' || similarity::VARCHAR")
+    for column, reason in (("_blocked", Reason.BLOCKLISTED), ("_opted_out", Reason.OPT_OUT_LIST)):
+        if column in lists:
+            code = reasons.code(reason)
+            cases.append(f"WHEN {column} IS NOT NULL THEN {code}")
+            values.append(f"WHEN {code} THEN {column}")
+    if sample is not None:
+        share, seed = sample
+        link = "url" if has_url else "path"
+        drawn = (
+            f"md5_number_lower({quote_text(f'{seed}:')} || {link})::DOUBLE / 18446744073709551616"
+        )
+        cases.append(f"WHEN {drawn} >= {share!r} THEN {reasons.code(Reason.NOT_SAMPLED)}")
+    return Verdict(
+        f"CASE {' '.join(cases)} ELSE 0 END" if cases else "0",
+        f"CASE code {' '.join(values)} END" if values else "NULL",
+        kept_null,
+    )
+
+
+def drops_null(column: str, null: str) -> bool:
+    """Whether a null in this column drops a row that a filter asks about it."""
+    if null != "auto":
+        return null == "drop"
+    lower = column.lower()
+    return lower in _SAFETY_COLUMNS or any(mark in lower for mark in _SAFETY_MARKS)
+
+
+def value_sql(term: Term) -> str:
+    """SQL of what a condition saw: the column's value, or each ``column=value``."""
+    if not term.columns:
+        return "NULL"
+    texts = [f"{quote_name(name)}::VARCHAR" for name in term.columns]
+    if len(texts) > 1:
+        named = [
+            f"{quote_text(name + '=')} || {text}"
+            for name, text in zip(term.columns, texts, strict=True)
+        ]
+        return f"left(concat_ws(', ', {', '.join(named)}), {MAX_VALUE_CHARS})"
+    return f"left({texts[0]}, {MAX_VALUE_CHARS})"

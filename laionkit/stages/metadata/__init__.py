@@ -1,0 +1,214 @@
+"""metadata: any LAION-style table, or a folder of pictures, in; a clean and filtered work list out.
+
+Row by row, in the order of the sources: columns get their canonical names and types, filters and
+lists are asked, malformed rows go to the ledger (``metadata/dropped.parquet``, one reason each);
+then what only all rows together tell (duplicates, a shuffle); what is kept gets its key. The stage
+is global: a killed run starts again clean, since nothing counts before its records.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
+from laionkit.core.files import Folder
+from laionkit.core.progress import Counts, StageEnded, StageStarted
+from laionkit.core.records import FileEntry, ShardRecord, StageRecords
+from laionkit.core.runner import Runner, StageReport
+from laionkit.core.schemas import METADATA, RECORDS
+from laionkit.core.worklist import PART_ROLE, unfinished_batches
+from laionkit.stages.metadata.config import MetadataConfig
+from laionkit.stages.metadata.plan import Plan
+from laionkit.stages.metadata.reading import SCRATCH, Reader, Run, Start, check_filters
+
+__all__ = ["MetadataConfig", "metadata"]
+
+
+def metadata(
+    sources: Sequence[str],
+    dataset: str,
+    config: MetadataConfig = MetadataConfig(),
+    *,
+    runner: Runner = Runner(),
+) -> StageReport:
+    """Read the sources into the dataset's work list; a second identical call finds it done.
+
+    Raises InputError for a source that is not there or whose links cannot be found, and
+    StaleOutput where the work list was made of other sources.
+    """
+    if runner.part != (1, 1):
+        raise ConfigError("metadata is one piece of work: run it without --part")
+    if not sources:
+        raise ConfigError("name at least one SOURCE: a file, a folder, a glob or a URL")
+    started = time.monotonic()
+    folder = Folder(dataset)
+    records = StageRecords(folder, METADATA)
+    _clear_unfinished(records)
+    plan = Plan.make(sources, config)
+    check_filters(plan, config)
+    settled = runner.begin(records, config, auto={"shard_digits": plan.digits_needed(config)})
+    made = list(records.all())
+    done = [record for record in made if record.inputs == plan.identities]
+    if done:
+        return _report(records, made, len(made), started)
+    if made:
+        _require_append(folder, plan, config, made)
+    notes = plan.notes()
+    for note in notes:
+        runner.note(METADATA, note)
+    runner.progress.emit(StageStarted(METADATA, len(plan.tables), 0, plan.total()))
+    try:
+        run = Reader(folder, plan, settled, runner, _start(made)).run()
+    except BaseException:
+        _clear_unfinished(records)
+        raise
+    if settled.keep_keys:
+        _require_unique(folder, settled, run, made)
+    seconds = time.monotonic() - started
+    _commit(records, settled, plan, run, _start(made), seconds)
+    runner.progress.emit(StageEnded(METADATA, run.counts, seconds))
+    notes += _notes_of(run, settled)
+    for note in _notes_of(run, settled):
+        runner.note(METADATA, note)
+    return _report(records, list(records.all()), len(made), started, notes)
+
+
+def _clear_unfinished(records: StageRecords) -> None:
+    """Forget a run that was cut off: its records and scratch; a first one's config, too."""
+    made = list(records.all())
+    lost = unfinished_batches(made)
+    for record in lost:
+        records.folder.remove(f"{record.shard}.json")
+    if len(lost) == len(made):
+        records.folder.remove("_stage.json")
+    if records.dataset.is_local:
+        shutil.rmtree(records.dataset.local_path(SCRATCH), ignore_errors=True)
+        home = records.dataset.local_path()
+        for empty in (home / METADATA, home / RECORDS / METADATA, home / RECORDS, home):
+            with contextlib.suppress(OSError):  # one that holds something stays
+                empty.rmdir()
+
+
+def _require_append(
+    folder: Folder, plan: Plan, config: MetadataConfig, made: Sequence[ShardRecord]
+) -> None:
+    """Refuse other sources than those that are there, unless they are to be added to them.
+
+    A folder of pictures that was read before is looked through again without being asked to.
+    """
+    known = {name for record in made for name in record.inputs}
+    if config.append or (plan.identities and set(plan.identities) <= plan.pictures & known):
+        return
+    was, now = ", ".join(sorted(known)), ", ".join(plan.identities)
+    if set(plan.identities) <= known:
+        was, now = now, "other content under that name"
+    raise StaleOutput(
+        f"{folder}/metadata was made of {was}; this run has {now}. "
+        "Add it as new shards: --append. Start over: --fresh (what is there is moved aside)."
+    )
+
+
+def _start(made: Sequence[ShardRecord]) -> Start:
+    """Where new shards and parts begin, after those that are there."""
+    if not made:
+        return Start()
+    extras = [record.extra for record in made]
+    return Start(
+        max(extra["batch"] for extra in extras) + 1,
+        max(extra["first_shard"] + extra["shards"] for extra in extras),
+        len(made),
+    )
+
+
+def _require_unique(
+    folder: Folder, config: MetadataConfig, run: Run, made: Sequence[ShardRecord]
+) -> None:
+    """Refuse keys that were taken from a column and stand twice, leaving nothing of the run."""
+    from laionkit.backends.unique_keys import find_repeated_key
+
+    new = [part.file.path for part in run.parts]
+    old = [record.files[PART_ROLE].path for record in made]
+    twice = find_repeated_key(folder, new, old, "key")
+    if twice is not None:
+        for path in new:
+            folder.remove(path)
+        if run.ledger is not None:
+            folder.remove(run.ledger.path)
+        _clear_unfinished(StageRecords(folder, METADATA))
+        raise InputError(f"--keep-keys {config.keep_keys}: key {twice[0]!r} stands twice")
+
+
+def _commit(
+    records: StageRecords,
+    config: MetadataConfig,
+    plan: Plan,
+    run: Run,
+    start: Start,
+    seconds: float,
+) -> None:
+    """Write one record a part; the first one carries what was dropped."""
+    made = records.made()
+    assert made is not None, "begin() stores what a stage is made with"
+    for i, part in enumerate(run.parts):
+        files = {PART_ROLE: FileEntry.of(part.file)}
+        extra: dict[str, Any] = {
+            "batch": start.batch,
+            "parts": len(run.parts),
+            "first_shard": part.first_shard,
+            "shards": part.shards,
+        }
+        if i == 0:
+            sets = {r.set_name for r in plan.readings}
+            extra |= {"sets": sorted(sets), "kept_null": run.kept_null, "joined": run.matched}
+            if run.ledger is not None:
+                files["dropped"] = FileEntry.of(run.ledger)
+        records.commit(
+            ShardRecord(
+                shard=part.name,
+                fingerprint=made.fingerprint(),
+                inputs=plan.identities,
+                counts=Counts.of(part.rows, run.counts.reasons if i == 0 else {}),
+                files=files,
+                extra=extra,
+                effort=config.effort(),
+                seconds=round(seconds / len(run.parts), 3),
+                finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )
+        )
+
+
+def _notes_of(run: Run, config: MetadataConfig) -> tuple[str, ...]:
+    notes = [
+        f"{count} rows were kept though a filter asks {name}, which is null there (or: --null drop)"
+        for name, count in sorted(run.kept_null.items())
+    ]
+    if run.matched is not None:
+        notes.append(f"--join {config.join}: {run.matched} rows matched by {config.on}")
+    if run.unread:
+        notes.append(run.unread)
+    return tuple(notes)
+
+
+def _report(
+    records: StageRecords,
+    made: Sequence[ShardRecord],
+    skipped: int,
+    started: float,
+    notes: tuple[str, ...] = (),
+) -> StageReport:
+    counts = Counts()
+    for record in made:
+        counts = counts + record.counts
+    return StageReport(
+        stage=METADATA,
+        dataset=records.dataset.url,
+        counts=counts,
+        shards=len(made),
+        skipped=skipped,
+        seconds=round(time.monotonic() - started, 3),
+        outputs=tuple(entry.path for record in made for entry in record.files.values()),
+        notes=notes,
+        extra={"shards_of_links": sum(record.extra.get("shards", 0) for record in made)},
+    )

@@ -1,0 +1,103 @@
+"""The ledger: every dropped row with its one reason, in ``metadata/dropped.parquet``."""
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laionkit.core.files import Folder, Written
+from laionkit.core.schemas import METADATA, Reason
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int64()),
+        ("url", pa.string()),
+        ("reason", pa.dictionary(pa.int32(), pa.string())),
+        ("value", pa.string()),
+    ]
+)
+
+
+class Ledger:
+    """Counts dropped rows, and writes them down unless only counts are wanted.
+
+    Rows stand in the order in which they were dropped: first what a row itself shows, source by
+    source, then what only all rows together could tell.
+    """
+
+    def __init__(
+        self, folder: Folder, batch: int, sources: Sequence[str], reasons: list[str], full: bool
+    ) -> None:
+        """Write for run `batch` of the dataset; `reasons` maps codes to names and may grow."""
+        self.path = f"{METADATA}/dropped{f'-{batch:05d}' if batch else ''}.parquet"
+        self.counts: dict[str, int] = {}
+        self.full = full
+        self._folder, self._reasons = folder, reasons
+        self._sources = pa.array(list(sources), pa.string())
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Ledger":
+        """Open the file, which appears only once it is finished."""
+        if self.full:
+            self._file = self._stack.enter_context(self._folder.create(self.path))
+            self._writer = self._stack.enter_context(
+                pq.ParquetWriter(self._file, SCHEMA, compression="zstd", compression_level=1)
+            )
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Throw the file away where it was not finished."""
+        self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
+
+    def add(
+        self,
+        sources: pa.Array | int,
+        rows: np.ndarray,
+        urls: pa.ChunkedArray | pa.Array,
+        codes: np.ndarray,
+        values: pa.ChunkedArray | pa.Array | None,
+    ) -> None:
+        """Write down rows that were all dropped: source number, row number, link, code, value."""
+        if not len(codes):
+            return
+        for code, count in enumerate(np.bincount(codes).tolist()):
+            if count:
+                name = self._reasons[code]
+                self.counts[name] = self.counts.get(name, 0) + count
+        if not self.full:
+            return
+        if isinstance(sources, int):
+            sources = pa.array(np.full(len(codes), sources, np.int32))
+        table = pa.table(
+            [
+                pa.DictionaryArray.from_arrays(sources.cast(pa.int32()), self._sources),
+                pa.array(rows),
+                urls,
+                pa.DictionaryArray.from_arrays(
+                    pa.array(codes.astype(np.int32)), pa.array(self._reasons)
+                ),
+                pa.nulls(len(codes), pa.string()) if values is None else values,
+            ],
+            schema=SCHEMA,
+        )
+        self._writer.write_table(table)
+
+    def add_unreadable(self, source: int, bad: Sequence[tuple[int, str]], code: int) -> None:
+        """Write down what was no row at all: (number, text)."""
+        numbers = np.array([number for number, _ in bad], np.int64)
+        texts = pa.array([text for _, text in bad], pa.string())
+        none = pa.nulls(len(bad), pa.string())
+        self.add(source, numbers, none, np.full(len(bad), code, np.uint16), texts)
+
+    def finish(self) -> Written | None:
+        """Close the file; None where only counts are wanted."""
+        self._stack.close()
+        if not self.full:
+            return None
+        return Written(self.path, self._file.size, self._file.digest.hexdigest())
+
+
+UNREADABLE = Reason.MALFORMED_ROW.value

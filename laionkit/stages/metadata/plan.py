@@ -1,0 +1,184 @@
+"""The sources of one run, opened: how each is read, and the columns of what comes out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from laionkit.core.config import fingerprint
+from laionkit.core.errors import ConfigError, InputError, did_you_mean
+from laionkit.core.keys import KeyScheme
+from laionkit.ops import link_rows
+from laionkit.ops.laion_schemas import Reading, detect
+from laionkit.ops.predicates import Term, parse_where
+from laionkit.ops.presets import choose_preset
+from laionkit.stages.metadata.config import MetadataConfig
+
+if TYPE_CHECKING:
+    from laionkit.backends.source_tables import SourceTable
+
+# A row of text is never shorter; it bounds the rows of a file whose rows nobody counted.
+_LEAST_ROW_BYTES = 12
+_MOST_COMPRESSION = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sources, opened. `identities` names the content of each, `pictures` the folders."""
+
+    tables: list["SourceTable"]
+    readings: list[Reading]
+    identities: dict[str, str]
+    sizes: dict[str, int]
+    pictures: frozenset[str]
+    schema: pa.Schema
+
+    @classmethod
+    def make(cls, sources: Sequence[str], config: MetadataConfig) -> "Plan":
+        """Find and open every source, and detect what it is."""
+        from laionkit.backends.downloads import keep_files
+        from laionkit.backends.picture_folders import PictureTable
+        from laionkit.backends.source_tables import open_table
+        from laionkit.backends.sources import SourceFile, find_sources
+
+        tables: list[SourceTable] = []
+        identities, sizes, pictures = {}, {}, set()
+        found = find_sources(sources)
+        if config.download:
+            found = keep_files(found, config.download)
+        for source in found:
+            if isinstance(source, SourceFile):
+                tables.append(open_table(source))
+                identities[source.name] = source.identity
+                sizes[source.name] = source.size * (_MOST_COMPRESSION if source.compression else 1)
+            else:
+                table = PictureTable(source)
+                tables.append(table)
+                identities[source.name] = fingerprint(table.listing())
+                pictures.add(source.name)
+        readings = [read_as(table, config) for table in tables]
+        schema = _output_schema(tables, readings)
+        if config.join:
+            schema = _with_joined(schema, config)
+        return cls(tables, readings, identities, sizes, frozenset(pictures), schema)
+
+    def total(self) -> int | None:
+        """Rows in all, where every source knows."""
+        totals = [table.total for table in self.tables]
+        return None if None in totals else sum(t for t in totals if t is not None)
+
+    def digits_needed(self, config: MetadataConfig) -> Callable[[], int]:
+        """What resolves ``shard_digits=auto``: the digits that hold every row there may be."""
+
+        def resolve() -> int:
+            rows = sum(
+                self.sizes[t.name] // _LEAST_ROW_BYTES if t.total is None else t.total
+                for t in self.tables
+            )
+            return KeyScheme.for_rows(rows, config.shard_size).shard_digits
+
+        return resolve
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how the sources are read, each once."""
+        found = (note for reading in self.readings for note in reading.notes)
+        return tuple(dict.fromkeys(found))
+
+    def filters(self, config: MetadataConfig) -> tuple[list[Term], tuple[str, float] | None]:
+        """The conditions of the preset, then of `where`; and the preset's best share.
+
+        Raises ConfigError for a column that no source has, or that is null in all.
+        """
+        there = {name: str(self.schema.field(name).type) for name in self._filled()}
+        terms: list[Term] = []
+        top = None
+        if config.preset:
+            for step in choose_preset(config.preset, there, config.language).steps:
+                if step.top is None:
+                    terms += parse_where(step.condition, there).terms
+                else:
+                    top = (step.column, step.top)
+        if config.where:
+            terms += parse_where(config.where, there).terms
+        return terms, top
+
+    def _filled(self) -> list[str]:
+        """Columns that a source has: not the caption or hash that laionkit adds."""
+        given = {name.lower() for reading in self.readings for name in reading.columns}
+        return [n for n in self.schema.names if n.lower() in given or n not in ("caption", "hash")]
+
+
+def read_as(table: "SourceTable", config: MetadataConfig) -> Reading:
+    """Decide how one source is read, as the settings say."""
+    reading = detect(
+        table.schema,
+        table.head(),
+        table.name,
+        forced=config.links_schema,
+        url_column=config.url_column,
+        caption_column=config.caption_column,
+    )
+    if config.keep_keys and config.keep_keys not in table.schema.names:
+        hint = did_you_mean(config.keep_keys, table.schema.names)
+        raise ConfigError(
+            f"--keep-keys {config.keep_keys}: {table.name} has no such column{hint}; "
+            f"it has {', '.join(table.schema.names)}"
+        )
+    return reading
+
+
+def _output_schema(tables: Sequence["SourceTable"], readings: Sequence[Reading]) -> pa.Schema:
+    """The columns of the work list: those of all sources, with a caption and LAION's hash."""
+    columns = []
+    for table, reading in zip(tables, readings, strict=True):
+        one = {
+            ours: link_rows.output_type(ours, table.schema.field(theirs).type)
+            for ours, theirs in reading.columns.items()
+        }
+        one.setdefault("caption", pa.string())
+        if "url" in one:
+            one.setdefault("hash", pa.int64())
+        columns.append(one)
+    return pa.schema(list(link_rows.merge_columns(columns).items()))
+
+
+def open_join(config: MetadataConfig) -> tuple["SourceTable", dict[str, str]]:
+    """The table to join, and its columns: name in the work list → name in the table."""
+    from laionkit.backends.source_tables import open_table
+    from laionkit.backends.sources import SourceFile, find_sources
+
+    found = find_sources([config.join])
+    if len(found) != 1 or not isinstance(found[0], SourceFile):
+        raise InputError(f"--join {config.join}: name one table")
+    table = open_table(found[0])
+    by_lower = {name.lower(): name for name in table.schema.names}
+    if config.on not in by_lower:
+        raise ConfigError(
+            f"--on {config.on}: {config.join} has no such column; "
+            f"it has {', '.join(table.schema.names)}"
+        )
+    return table, {config.on: by_lower[config.on]}
+
+
+def joined_columns(config: MetadataConfig, schema: pa.Schema) -> dict[str, str]:
+    """Columns that the join adds: name in the work list → name in the joined table."""
+    table, on = open_join(config)
+    if config.on not in schema.names:
+        raise ConfigError(f"--on {config.on}: the sources have no such column")
+    taken = {name.lower() for name in schema.names}
+    added = {}
+    for name in table.schema.names:
+        if name != on[config.on]:
+            ours = link_rows.joined_name(name, taken)
+            taken.add(ours.lower())
+            added[ours] = name
+    return added
+
+
+def _with_joined(schema: pa.Schema, config: MetadataConfig) -> pa.Schema:
+    table, _ = open_join(config)
+    for ours, theirs in joined_columns(config, schema).items():
+        kind = link_rows.output_type(ours, table.schema.field(theirs).type)
+        schema = schema.append(pa.field(ours, kind))
+    return schema
