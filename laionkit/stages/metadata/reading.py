@@ -27,9 +27,9 @@ from laionkit.stages.metadata.ledger import UNREADABLE, Ledger
 from laionkit.stages.metadata.plan import Plan, joined_columns, open_join
 
 if TYPE_CHECKING:
-    from laionkit.backends.link_engine import LinkEngine
-    from laionkit.backends.link_order import LinkOrder, OrderSteps
     from laionkit.backends.source_tables import Batch
+    from laionkit.stages.metadata.engine import LinkEngine
+    from laionkit.stages.metadata.order import LinkOrder, OrderSteps
 
 # Columns that ride along and are not written.
 _BLOCKED, _OPTED_OUT, _SOURCE, _ROW = "_blocked", "_opted_out", "_source", "_row"
@@ -99,8 +99,8 @@ class Reader:
 
     def order_steps(self) -> "OrderSteps":
         """The steps that need all rows."""
-        from laionkit.backends.link_order import OrderSteps
         from laionkit.ops.link_filters import drops_null
+        from laionkit.stages.metadata.order import OrderSteps
 
         config = self.config
         return OrderSteps(
@@ -115,8 +115,8 @@ class Reader:
 
     @contextlib.contextmanager
     def _engine(self, scratch: Path) -> Iterator["LinkEngine"]:
-        from laionkit.backends.link_engine import LinkEngine
-        from laionkit.backends.link_lists import read_lists
+        from laionkit.stages.metadata.engine import LinkEngine
+        from laionkit.stages.metadata.lists import read_lists
 
         engine = LinkEngine(scratch, self.config.memory_mb)
         with contextlib.closing(engine):
@@ -153,7 +153,7 @@ class Reader:
         return joined_columns(self.config, pa.schema([self.plan.schema.field(n) for n in own]))
 
     def _order(self, engine: "LinkEngine", scratch: Path, steps: "OrderSteps") -> "LinkOrder":
-        from laionkit.backends.link_order import LinkOrder
+        from laionkit.stages.metadata.order import LinkOrder
 
         fields = [*self.plan.schema, pa.field(_SOURCE, pa.int32()), pa.field(_ROW, pa.int64())]
         if self.config.keep_keys:
@@ -297,7 +297,7 @@ def check_filters(plan: Plan, config: MetadataConfig) -> None:
     """Make sure that every condition fits the columns. Raises ConfigError, before any work."""
     terms, _ = plan.filters(config)
     if terms:
-        from laionkit.backends.link_engine import LinkEngine
+        from laionkit.stages.metadata.engine import LinkEngine
 
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="laionkit-check-"))

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from laionkit.backends.link_engine import LinkEngine
 from laionkit.core.schemas import Reason
 from laionkit.ops.link_filters import Reasons
 from laionkit.ops.predicates import quote_name, quote_text
+from laionkit.stages.metadata.engine import LinkEngine
 
 BUCKET_ROWS = 262_144
 MOST_BUCKETS = 200
