@@ -11,6 +11,7 @@ from collections import Counter
 from types import TracebackType
 from urllib.parse import unquote
 
+BOMB = gzip.compress(b"\0" * 30_000_000, 1)
 DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
@@ -184,8 +185,7 @@ class FaultServer:
         self.send(writer, 200, gzip.compress(self.small), "Content-Encoding: gzip")
 
     async def on_bomb(self, writer: asyncio.StreamWriter, rest: str) -> None:
-        body = gzip.compress(b"\0" * 200_000_000, 1)
-        self.send(writer, 200, body, "Content-Encoding: gzip")
+        self.send(writer, 200, BOMB, "Content-Encoding: gzip")
 
     async def on_badgzip(self, writer: asyncio.StreamWriter, rest: str) -> None:
         self.send(writer, 200, b"not gzip at all", "Content-Encoding: gzip")

@@ -8,8 +8,9 @@ from laionkit.core.schemas import Reason
 
 MAX_URL_CHARS = 8192
 
-# Addresses that `ipaddress` calls global and that still are a cloud's inside: Azure's wire server.
-_INSIDE = frozenset({ipaddress.ip_address("168.63.129.16")})
+# What `ipaddress` calls global and still is a cloud's inside: Azure's wire server, and the block of
+# protocol assignments (RFC 6890), where Oracle keeps its metadata.
+_INSIDE = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -75,4 +76,5 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip.teredo or ip.is_site_local:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and ip not in _INSIDE
+    inside = ip.is_multicast or ip.is_reserved or any(ip in network for network in _INSIDE)
+    return ip.is_global and not inside

@@ -22,7 +22,8 @@ from laionkit.stages.metadata import MetadataConfig, metadata
 from tests.fault_server import FaultServer
 from tests.stages.shards import picture
 
-FAST = {"allow_private": True, "timeout_s": 1.5, "retries": 1, "backoff_s": 0.05}
+CALM = {"allow_private": True, "retries": 1, "backoff_s": 0.05}
+FAST = {**CALM, "timeout_s": 2.0}
 
 
 def fetch(dataset: str, config: FetchConfig, workers: int = 1) -> StageReport:
@@ -63,7 +64,7 @@ def urls_of(server: FaultServer, count: int = 25) -> list[str]:
 
 def test_links_become_img2dataset_shards(tmp_path, server):
     dataset = make_dataset(tmp_path, urls_of(server), pwatermark=[0.5] * 25)
-    report = fetch(dataset, FetchConfig(resize_mode="keep_ratio", image_size=64, **FAST))
+    report = fetch(dataset, FetchConfig(resize_mode="keep_ratio", image_size=64, **CALM))
     assert (report.counts.ok, report.counts.reasons) == (25, {})
     table = rows_of(dataset)
     assert table.column_names == [
@@ -160,8 +161,8 @@ def test_two_runs_give_the_same_bytes_whatever_the_concurrency(tmp_path, server)
     urls = [*urls_of(server), f"{server.url}/slow/0.3/1", f"{server.url}/status/404"]
     one = make_dataset(tmp_path / "a", urls)
     two = make_dataset(tmp_path / "b", urls)
-    fetch(one, FetchConfig(concurrency=1, **FAST))
-    fetch(two, FetchConfig(concurrency=50, **FAST), workers=2)
+    fetch(one, FetchConfig(concurrency=1, **CALM))
+    fetch(two, FetchConfig(concurrency=50, **CALM), workers=2)
     assert data_bytes(one) == data_bytes(two)
 
 
@@ -190,7 +191,7 @@ def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, se
     urls[5] = f"{server.url}/status/500"
     urls[6] = f"{server.url}/status/404"
     dataset = make_dataset(tmp_path, urls)
-    config = FetchConfig(**{**FAST, "retries": 0})
+    config = FetchConfig(**{**CALM, "retries": 0})
     server.requests["/first/503/2/heals"] = 0
     first = fetch(dataset, config)
     assert first.counts.reasons == {"http_not_found": 1, "http_server_error": 3}
@@ -214,7 +215,7 @@ def test_real_photographs_pass_through(tmp_path, real_data):
     with FaultServer({f.name: f.read_bytes() for f in files}) as photographs:
         urls = [f"{photographs.url}/img/{f.name}" for f in files]
         dataset = make_dataset(tmp_path, urls, 100)
-        report = fetch(dataset, FetchConfig(resize_mode="keep_ratio", **FAST))
+        report = fetch(dataset, FetchConfig(resize_mode="keep_ratio", **CALM))
     assert report.counts.ok == len(files) == 120
     with tarfile.open(Path(dataset) / "shards/00000.tar") as tar:
         for name in tar.getnames()[:30:3]:
@@ -226,7 +227,7 @@ def test_real_photographs_pass_through(tmp_path, real_data):
 def test_the_engine_img2dataset_keeps_the_same_contract(tmp_path, server):
     pytest.importorskip("img2dataset")
     urls = [*urls_of(server, 5), f"{server.url}/status/404", f"{server.url}/html", "ftp://x/y"]
-    settings = {"resize_mode": "keep_ratio", "image_size": 64, **FAST}
+    settings = {"resize_mode": "keep_ratio", "image_size": 64, **CALM}
     ours, theirs = make_dataset(tmp_path / "a", urls), make_dataset(tmp_path / "b", urls)
     fetch(ours, FetchConfig(**settings))
     report = fetch(theirs, FetchConfig(engine="img2dataset", **settings))

@@ -8,17 +8,17 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.backends.http.resolver import CheckedResolver, Lookup, LookupFailed
 from laionkit.backends.http.robots import RobotsCache
+from laionkit.backends.http.throttle import Throttle
 from laionkit.core.schemas import Reason
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -85,15 +85,12 @@ class HttpClient:
         policy: Policy,
         *,
         lookup: Lookup | None = None,
-        on_bytes: Callable[[int], "asyncio.Future[None] | None"] | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
-        """Keep the limits; `lookup` replaces the system's resolver.
-
-        `on_bytes` is told of every chunk and may answer with what to await before the next.
-        """
+        """Keep the limits; `lookup` replaces the system's resolver."""
         self.limits, self.policy = limits, policy
         self._lookup = lookup
-        self._on_bytes = on_bytes
+        self._throttle = throttle
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "HttpClient":
@@ -135,6 +132,8 @@ class HttpClient:
 
     async def fetch(self, url: str) -> Answer:
         """Try one link once, within the deadline. Never raises for what the other side does."""
+        if self._throttle is not None:
+            await self._throttle.turn()
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 return await self._follow(url)
@@ -144,6 +143,20 @@ class HttpClient:
             return Answer(None, Reason.TIMEOUT, f"no whole answer in {self.limits.timeout_s:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Answer(None, *reason_of(error))
+
+    async def probe(self, url: str) -> Answer:
+        """Try a link after a fresh lookup of its name: an open connection alone proves no DNS."""
+        host = urlsplit(url).hostname or ""
+        if not host.replace(".", "").isdigit() and ":" not in host:
+            self.resolver.forget(host)
+            try:
+                async with asyncio.timeout(self.limits.timeout_s):
+                    await self.resolver.addresses(host)
+            except LookupFailed as failed:
+                return Answer(None, failed.reason, failed.detail)
+            except TimeoutError:
+                return Answer(None, Reason.TIMEOUT, "no answer of the resolver")
+        return await self.fetch(url)
 
     async def _follow(self, url: str) -> Answer:
         assert self._session is not None, "open the client first"
@@ -210,8 +223,8 @@ class HttpClient:
                 detail = f"over {most} bytes"
                 raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail, bytes_in=size))
             chunks.append(chunk)
-            if self._on_bytes is not None and (wait := self._on_bytes(len(chunk))) is not None:
-                await wait
+            if self._throttle is not None:
+                self._throttle.took(len(chunk))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
@@ -226,7 +239,7 @@ async def _read_text(response: aiohttp.ClientResponse) -> str:
 def retry_after(value: str) -> float:
     """Seconds that a Retry-After header asks for, in either of its forms; 0 where it is none."""
     value = value.strip()
-    if value.isdigit() and len(value) < 10:
+    if value.isascii() and value.isdigit() and len(value) < 10:
         return min(float(value), MAX_RETRY_AFTER_S)
     try:
         wait = parsedate_to_datetime(value).timestamp() - time.time()

@@ -62,17 +62,7 @@ class HostQueue(Generic[T]):
 
     async def get(self) -> tuple[T, str, bool]:
         """The next link, its host, and whether the host was given up (then do not ask it)."""
-        while self.is_paused or not self._ready:
-            waiter = self._loop.create_future()
-            self._getters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._getters:
-                    self._getters.remove(waiter)
-        host = self._ready.popleft()
-        state = self._hosts[host]
-        state.is_ready = False
+        host, state = await self._next_host()
         job = state.waiting.popleft()
         self.queued -= 1
         given_up = state.dead_until > self._loop.time()
@@ -81,6 +71,28 @@ class HostQueue(Generic[T]):
             state.not_before = max(state.not_before, self._loop.time() + self.gap_s)
         self._make_ready(host, state)
         return job, host, given_up
+
+    async def _next_host(self) -> tuple[str, HostState[T]]:
+        while True:
+            while self.is_paused or not self._ready:
+                waiter = self._loop.create_future()
+                self._getters.append(waiter)
+                try:
+                    await waiter
+                finally:
+                    if waiter in self._getters:
+                        self._getters.remove(waiter)
+            host = self._ready.popleft()
+            state = self._hosts[host]
+            state.is_ready = False
+            if self._may_start(state):
+                return host, state
+            self._make_ready(host, state)  # it was told to wait since it became ready
+
+    def _may_start(self, state: HostState[T]) -> bool:
+        now = self._loop.time()
+        free = state.active < state.at_once and state.not_before <= now
+        return bool(state.waiting) and (free or state.dead_until > now)
 
     def done(self, host: str, *, failed: bool, wait_s: float = 0.0) -> None:
         """Tell how a request ended: `failed` where the host gave no answer at all.
@@ -114,12 +126,14 @@ class HostQueue(Generic[T]):
         """Hand out nothing until `resume`."""
         self.is_paused = True
 
-    def resume(self) -> None:
-        """Go on; what hosts seemed to do while the network was gone is forgotten."""
+    def resume(self, *, forget: bool = False) -> None:
+        """Go on; `forget` what hosts seemed to do while the network was gone."""
         self.is_paused = False
-        for host, state in self._hosts.items():
-            state.failures, state.parked, state.dead_until, state.not_before = 0, False, 0.0, 0.0
-            self._make_ready(host, state)
+        if forget:
+            for host, state in self._hosts.items():
+                state.failures, state.parked = 0, False
+                state.dead_until = state.not_before = 0.0
+                self._make_ready(host, state)
         self._wake(len(self._ready))
 
     def _state(self, host: str) -> HostState[T]:

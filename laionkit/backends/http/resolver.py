@@ -47,6 +47,7 @@ class CheckedResolver(AbstractResolver):
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
         self._lookup = lookup or self._system_lookup
         self._cache: dict[str, tuple[float, list[str] | LookupFailed]] = {}
+        self.lookups = 0
         self._under_way: dict[str, asyncio.Task[list[str]]] = {}
 
     async def resolve(
@@ -81,6 +82,10 @@ class CheckedResolver(AbstractResolver):
         # One waiter's deadline must not cut the lookup that others share.
         return await asyncio.shield(task)
 
+    def forget(self, host: str) -> None:
+        """Look a name up afresh when it is asked for next."""
+        self._cache.pop(host, None)
+
     async def _look_up(self, host: str, port: int) -> list[str]:
         try:
             found = list(dict.fromkeys(await self._lookup(host, port)))
@@ -93,6 +98,8 @@ class CheckedResolver(AbstractResolver):
             result = LookupFailed(Reason.DNS_NOT_FOUND, f"{host}: {error}")
         except OSError as error:
             result = LookupFailed(Reason.DNS_TEMPORARY, f"{host}: {error}")
+        if not isinstance(result, LookupFailed):
+            self.lookups += 1
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
         failed = isinstance(result, LookupFailed)

@@ -1,7 +1,7 @@
 """The pump: rows of several shards through network and codec at once.
 
-One event loop in a thread of its own; a fixed number of coroutines take the next link from the
-hosts' queue, so that nothing drains at a shard's border. What may heal is tried again later.
+One event loop in a thread of its own; its hands take the next link from the hosts' queue, so that
+nothing drains at a shard's border. What may heal is tried again later.
 """
 
 import asyncio
@@ -11,46 +11,25 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from laionkit.backends.http.client import Answer, HttpClient
 from laionkit.backends.http.limits import HostQueue
 from laionkit.core.runner import Outcome
 from laionkit.core.schemas import Reason
-from laionkit.ops.urls import UrlError, checked_url
 from laionkit.stages.fetch.codec import CodecThreads
+from laionkit.stages.fetch.job import FILES, Job, read_file
+from laionkit.stages.fetch.network import NETWORK_REASONS, NetworkWatch
 from laionkit.stages.fetch.picture import Found, Recipe
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 # Failures after which the host itself, not the link, is in doubt.
-HOST_FAILURES = frozenset(
-    {
-        Reason.CONNECT_FAILED,
-        Reason.CONNECTION_LOST,
-        Reason.TIMEOUT,
-        Reason.DNS_TEMPORARY,
-        Reason.DNS_NOT_FOUND,
-        Reason.TLS_FAILED,
-    }
-)
+HOST_FAILURES = NETWORK_REASONS | {Reason.CONNECTION_LOST, Reason.TLS_FAILED}
 # A picture cut short in the server's own file is not worth another try within the run.
 RETRIED = frozenset(r for r in Reason if r.may_heal) - {Reason.TRUNCATED_IMAGE, Reason.HOST_PARKED}
 MAX_BACKOFF_S = 60.0
-_FILES = "file:"
-
-
-@dataclass(slots=True)
-class Job:
-    """One row on its way."""
-
-    shard: ShardUnderWay
-    index: int
-    url: str
-    host: str
-    expected: str | None = None
-    boxes: Any = None
-    attempts: int = 0
+# A request older than this lends its place to another, so that slow hosts do not slow the rest.
+SLOW_S = 1.5
+LOOK_EVERY_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -63,6 +42,7 @@ class PumpLimits:
     per_host: int = 16
     per_host_rate: float = 0.0
     max_bytes: int = 32 * 2**20
+    network_wait_s: float = 600.0
     codec_threads: int = 2
 
 
@@ -75,9 +55,10 @@ class Pump:
         recipe: Recipe,
         open_client: Callable[[], HttpClient],
         deliver: Callable[[Outcome | BaseException], None],
+        note: Callable[[str], None],
     ) -> None:
         """Prepare; nothing runs before `start`."""
-        self.limits, self.recipe, self.deliver = limits, recipe, deliver
+        self.limits, self.recipe, self.deliver, self.note = limits, recipe, deliver, note
         self._open_client = open_client
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_up = threading.Event()
@@ -104,7 +85,8 @@ class Pump:
         assert self._loop is not None
         with self._lock:
             self.unstarted += len(jobs)
-        self._loop.call_soon_threadsafe(self._queue_jobs, shard, jobs)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue_jobs, shard, jobs)
 
     def take_news(self) -> tuple[Counter[str], int]:
         """Results since the last call, by reason ("" is success), and the bytes they brought."""
@@ -116,6 +98,8 @@ class Pump:
     def _main(self) -> None:
         try:
             asyncio.run(self._serve())
+        except BaseExceptionGroup as group:
+            self.deliver(group.exceptions[0])
         except BaseException as error:  # noqa: BLE001 - handed to the worker's own thread
             self.deliver(error)
         finally:
@@ -124,6 +108,10 @@ class Pump:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._now = self._loop.time
+        self._asking: dict[Job, float] = {}
+        self._hands, self._hands_wanted = 0, self.limits.concurrency
+        self.watch = NetworkWatch()
         self.queue: HostQueue[Job] = HostQueue(self.limits.per_host, self.limits.per_host_rate)
         self.codec = CodecThreads(self.limits.codec_threads, self._loop)
         try:
@@ -135,14 +123,31 @@ class Pump:
             self.codec.close()
 
     async def _until_stopped(self) -> None:
-        tasks = [asyncio.create_task(self._work()) for _ in range(self.limits.concurrency)]
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in (stop, *tasks):
-            task.cancel()
-        await asyncio.gather(stop, *tasks, return_exceptions=True)
-        for task in done - {stop}:
-            task.result()
+        crew: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.limits.concurrency):
+                self._add_hand(group, crew)
+            lender = group.create_task(self._lend(group, crew))
+            await self._stop.wait()
+            for task in (lender, *crew):
+                task.cancel()
+
+    def _add_hand(self, group: asyncio.TaskGroup, crew: set[asyncio.Task[None]]) -> None:
+        self._hands += 1
+        task = group.create_task(self._work())
+        crew.add(task)
+        task.add_done_callback(crew.discard)
+
+    async def _lend(self, group: asyncio.TaskGroup, crew: set[asyncio.Task[None]]) -> None:
+        """Add a hand for every request that is slow, up to as many again."""
+        most = self.limits.concurrency
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            late = self._now() - SLOW_S
+            slow = sum(1 for started in self._asking.values() if started < late)
+            self._hands_wanted = most + min(slow, most)
+            while self._hands < self._hands_wanted and not self._stop.is_set():
+                self._add_hand(group, crew)
 
     def _queue_jobs(self, shard: ShardUnderWay, jobs: list[Job]) -> None:
         for job in jobs:
@@ -151,30 +156,69 @@ class Pump:
             self._write(shard)
 
     async def _work(self) -> None:
-        while True:
-            job, host, given_up = await self.queue.get()
-            if not job.attempts:
-                with self._lock:
-                    self.unstarted -= 1
-            job.attempts += 1
-            if given_up:
-                self._lose(job, Answer(None, Reason.HOST_PARKED, f"{host} does not answer"))
-                continue
-            answer = await self._answer(job)
-            failed = answer.reason in HOST_FAILURES
-            self.queue.done(host, failed=failed, wait_s=answer.retry_after_s)
-            if answer.body is None:
-                self._retry_or_lose(job, answer)
-            else:
-                await self._make(job, answer.body)
+        try:
+            while self._hands <= self._hands_wanted:
+                await self._do(*await self.queue.get())
+                if self.watch.suspects and not self.queue.queued and not self._asking:
+                    self._judge_suspects()
+        finally:
+            self._hands -= 1
 
-    async def _answer(self, job: Job) -> Answer:
-        if job.host == _FILES:
-            answer: Answer = await self.codec.run(
-                partial(read_file, job.url, self.limits.max_bytes)
-            )
-            return answer
-        return await self.client.fetch(job.url)
+    async def _do(self, job: Job, host: str, given_up: bool) -> None:
+        if not job.attempts:
+            with self._lock:
+                self.unstarted -= 1
+        job.attempts += 1
+        if given_up:
+            self._lose(job, Answer(None, Reason.HOST_PARKED, f"{host} does not answer"))
+            return
+        answer = await self._ask(job)
+        failed = answer.reason in HOST_FAILURES
+        self.queue.done(host, failed=failed, wait_s=answer.retry_after_s)
+        if host != FILES and self.limits.network_wait_s:
+            if answer.reason in NETWORK_REASONS:
+                if self.watch.hold(job, answer) and not self.watch.is_gone:
+                    await self._sit_out()
+                return
+            for suspect in self.watch.answered(job.url, self.client.resolver.lookups):
+                self._retry_or_lose(*suspect)
+        if answer.body is None:
+            self._retry_or_lose(job, answer)
+        else:
+            await self._make(job, answer.body)
+
+    async def _ask(self, job: Job) -> Answer:
+        self._asking[job] = self._now()
+        try:
+            if job.host == FILES:
+                work = partial(read_file, job.url, self.limits.max_bytes)
+                answer: Answer = await self.codec.run(work)
+                return answer
+            return await self.client.fetch(job.url)
+        finally:
+            del self._asking[job]
+
+    def _judge_suspects(self) -> None:
+        """The network is there: what was held back is the links' own failure."""
+        if not self.watch.is_gone:
+            for job, answer in self.watch.let_go():
+                self._retry_or_lose(job, answer)
+
+    async def _sit_out(self) -> None:
+        """Stop asking until the network is there; then try again what failed meanwhile."""
+        self.watch.is_gone = True
+        self.queue.pause()
+        wait_s = self.limits.network_wait_s
+        all_was_well = await self.watch.wait_until_back(self.client.probe, self.note, wait_s)
+        self.watch.is_gone = False
+        if all_was_well:
+            self._judge_suspects()
+        else:
+            for job, _ in self.watch.let_go():
+                job.attempts -= 1
+                self.unstarted += not job.attempts
+                self.queue.put(job, job.host)
+        self.queue.resume(forget=not all_was_well)
 
     def _retry_or_lose(self, job: Job, answer: Answer) -> None:
         if answer.reason in RETRIED and job.attempts <= self.limits.retries:
@@ -213,30 +257,3 @@ class Pump:
                 shard.close()
 
         threading.Thread(target=write, name=f"write-{shard.name}", daemon=True).start()
-
-
-def make_job(
-    shard: ShardUnderWay, index: int, link: str | None, path: str | None, allow_private: bool
-) -> Job | Found:
-    """The job of a row, or what became of it where it cannot even be asked for."""
-    if path:
-        return Job(shard, index, path, _FILES)
-    if not link or not link.strip():
-        return Found(Reason.MISSING_URL, "the row has no link")
-    try:
-        _, host = checked_url(link, allow_private=allow_private)
-    except UrlError as error:
-        return Found(error.reason, error.detail)
-    return Job(shard, index, link, host)
-
-
-def read_file(path: str, max_bytes: int) -> Answer:
-    """A picture from the user's own disk."""
-    try:
-        with Path(path).open("rb") as file:
-            body = file.read(max_bytes + 1)
-    except OSError as error:
-        return Answer(None, Reason.FILE_MISSING, f"{path}: {error.strerror}")
-    if len(body) > max_bytes:
-        return Answer(None, Reason.TOO_MANY_BYTES, f"over {max_bytes} bytes")
-    return Answer(body, bytes_in=len(body))

@@ -1,5 +1,6 @@
 """The worker: opened once per process with what is costly, then fed shards, several in flight."""
 
+import logging
 import os
 import queue
 import time
@@ -10,15 +11,19 @@ from typing import Any
 import pyarrow as pa
 
 from laionkit.backends.http.client import ClientLimits, HttpClient
+from laionkit.backends.http.dns import DnsClient
+from laionkit.backends.http.throttle import Throttle
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.core.progress import Note
 from laionkit.core.runner import Outcome, Site, samples_done
 from laionkit.core.worklist import WorkList
 from laionkit.stages.fetch.agent import user_agent
 from laionkit.stages.fetch.config import FetchConfig
+from laionkit.stages.fetch.job import Job, make_job
 from laionkit.stages.fetch.picture import Recipe
 from laionkit.stages.fetch.policy import make_policy
-from laionkit.stages.fetch.pump import Job, Pump, PumpLimits, make_job
+from laionkit.stages.fetch.pump import Pump, PumpLimits
 from laionkit.stages.fetch.retry import RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
 
@@ -35,9 +40,12 @@ class FetchWorker:
         """Read the blocklist and open the work list; the network waits for `__enter__`."""
         self.dataset, self.config, self.retry, self.site = Folder(dataset), config, retry, site
         self.work_list = WorkList.open(self.dataset)
+        self.under_way: dict[str, ShardUnderWay] = {}
         self.inbox: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         recipe = Recipe(config, read_blocklist(config.blocklist))
-        self.pump = Pump(pump_limits(config, site), recipe, self._open_client, self.inbox.put)
+        self.pump = Pump(
+            pump_limits(config, site), recipe, self._open_client, self.inbox.put, self._note
+        )
         self.extra = tuple(
             name
             for name, asked in (("md5", config.compute_md5), ("phash", config.compute_phash))
@@ -55,8 +63,10 @@ class FetchWorker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the event loop."""
+        """Stop the event loop and drop what is unfinished."""
         self.pump.close()
+        for shard in self.under_way.values():
+            shard.close()
         self.work_list.close()
 
     def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
@@ -82,6 +92,7 @@ class FetchWorker:
             if isinstance(outcome, BaseException):
                 raise outcome
             in_flight -= 1
+            self.under_way.pop(outcome.shard)
             self._tell()
             yield outcome
 
@@ -104,6 +115,7 @@ class FetchWorker:
             (*self.extra, "opt_out"),
             only_healed=self.retry is not None,
         )
+        self.under_way[name] = under_way
         jobs: list[Job] = []
         links, paths = _values(rows, "url"), _values(rows, "path")
         hashes, boxes = self._expected(rows), _values(rows, self.config.bbox_column)
@@ -138,7 +150,16 @@ class FetchWorker:
             config.verify_tls,
             user_agent(config.contact),
         )
-        return HttpClient(limits, make_policy(config))
+        rate = config.max_mbps * 125_000 / self.site.share
+        return HttpClient(
+            limits,
+            make_policy(config),
+            lookup=DnsClient(config.resolver).look_up if config.resolver else None,
+            throttle=Throttle(rate) if rate else None,
+        )
+
+    def _note(self, text: str) -> None:
+        self.site.report(Note("fetch", text, logging.WARNING))
 
 
 def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
@@ -151,6 +172,7 @@ def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
         per_host=max(1, config.per_host // site.share),
         per_host_rate=config.per_host_rate / site.share,
         max_bytes=config.max_bytes,
+        network_wait_s=config.network_wait_s,
         codec_threads=max(1, min(8, cores // site.workers) + 1),
     )
 

@@ -1,0 +1,54 @@
+"""One row on its way: a link or a file, or what became of it before it was asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laionkit.backends.http.client import Answer
+from laionkit.core.schemas import Reason
+from laionkit.ops.urls import UrlError, checked_url
+from laionkit.stages.fetch.picture import Found
+from laionkit.stages.fetch.shard import ShardUnderWay
+
+# Stands for the host of rows that are files on the user's own disk.
+FILES = "file:"
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A row that must be read. `attempts` counts the tries so far."""
+
+    shard: ShardUnderWay
+    index: int
+    url: str
+    host: str
+    expected: str | None = None
+    boxes: Any = None
+    attempts: int = 0
+
+
+def make_job(
+    shard: ShardUnderWay, index: int, link: str | None, path: str | None, allow_private: bool
+) -> Job | Found:
+    """The job of a row, or what became of it where it cannot even be asked for."""
+    if path:
+        return Job(shard, index, path, FILES)
+    if not link or not link.strip():
+        return Found(Reason.MISSING_URL, "the row has no link")
+    try:
+        _, host = checked_url(link, allow_private=allow_private)
+    except UrlError as error:
+        return Found(error.reason, error.detail)
+    return Job(shard, index, link, host)
+
+
+def read_file(path: str, max_bytes: int) -> Answer:
+    """A picture from the user's own disk."""
+    try:
+        with Path(path).open("rb") as file:
+            body = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:
+        return Answer(None, Reason.FILE_MISSING, f"{path}: {error}")
+    if len(body) > max_bytes:
+        return Answer(None, Reason.TOO_MANY_BYTES, f"over {max_bytes} bytes")
+    return Answer(body, bytes_in=len(body))

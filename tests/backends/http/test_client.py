@@ -1,0 +1,155 @@
+"""The client against a real server: names, addresses, redirects, robots.txt, DNS."""
+
+import asyncio
+import socket
+import struct
+
+import pytest
+
+from laionkit.backends.http.client import Answer, ClientLimits, HttpClient, retry_after
+from laionkit.backends.http.dns import DnsClient, read_reply, split_server
+from laionkit.backends.http.throttle import Throttle
+from laionkit.core.errors import ConfigError
+from laionkit.core.schemas import Reason
+from laionkit.stages.fetch.config import FetchConfig
+from laionkit.stages.fetch.policy import make_policy
+from tests.fault_dns import FaultDns
+from tests.fault_server import FaultServer
+from tests.stages.shards import picture
+
+
+@pytest.fixture(scope="module")
+def server():
+    robots = "User-agent: *\nDisallow: /img/secret\n"
+    with FaultServer({"a.jpg": picture(1), "secret.jpg": picture(2)}, robots) as running:
+        yield running
+
+
+def ask(urls: list[str], lookup=None, **settings: object) -> list[Answer]:
+    config = FetchConfig(**{"timeout_s": 5.0, **settings})
+
+    async def run() -> list[Answer]:
+        limits = ClientLimits(config.timeout_s, config.max_bytes, config.max_redirects)
+        async with HttpClient(limits, make_policy(config), lookup=lookup) as client:
+            return [await client.fetch(url) for url in urls]
+
+    return asyncio.run(run())
+
+
+def fixed(*answers: list[str]):
+    """A resolver that gives each list of addresses once, the last one for ever."""
+    left = list(answers)
+
+    async def lookup(host: str, port: int) -> list[str]:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return lookup
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::1", "::ffff:10.0.0.1"])
+def test_a_name_that_leads_to_a_private_address_is_never_connected_to(server, address):
+    before = server.connections
+    url = f"http://innocent.example:{server.port}/ok"
+    (answer,) = ask([url], fixed([address]))
+    assert answer.reason == Reason.ADDRESS_REFUSED
+    assert server.connections == before
+
+
+def test_rebinding_gains_nothing_since_the_checked_address_is_the_one_connected_to(server):
+    before = server.connections
+    url = f"http://rebind.example:{server.port}/ok"
+    (answer,) = ask([url], fixed(["203.0.113.1", "127.0.0.1"], ["127.0.0.1"]), timeout_s=0.5)
+    assert answer.reason in (Reason.ADDRESS_REFUSED, Reason.TIMEOUT, Reason.CONNECT_FAILED)
+    assert server.connections == before
+
+
+def test_every_hop_of_a_redirect_is_judged(server):
+    for target in ("http://10.0.0.1/x", "http://localhost:1/x", "file:///etc/passwd", "gopher://x"):
+        # The first hop must reach the server on loopback: only later ones are checked here.
+        config = FetchConfig(robots_txt=False)
+        policy = make_policy(config)
+        admit = policy.admit
+        open_door = f"http://127.0.0.1:{server.port}/to/{target}"
+
+        async def run(policy=policy, admit=admit, open_door=open_door) -> Answer:
+            from dataclasses import replace
+
+            lenient = replace(policy, admit=lambda url: url if url == open_door else admit(url))
+            async with HttpClient(ClientLimits(), lenient) as client:
+                return await client.fetch(open_door)
+
+        answer = asyncio.run(run())
+        assert answer.reason in (Reason.ADDRESS_REFUSED, Reason.SCHEME_REFUSED), target
+
+
+def test_robots_txt_is_read_once_and_honoured_unless_switched_off(server):
+    server.requests.clear()
+    urls = [f"{server.url}/img/{name}" for name in ("a.jpg", "secret.jpg", "a.jpg")]
+    answers = ask(urls, allow_private=True)
+    assert [a.reason for a in answers] == [None, Reason.ROBOTS_DISALLOWED, None]
+    assert server.requests["/robots.txt"] == 1
+    assert server.requests["/img/secret.jpg"] == 0
+    assert [a.reason for a in ask(urls, allow_private=True, robots_txt=False)] == [None] * 3
+
+
+def test_names_that_do_not_resolve_say_whether_they_may_come_back():
+    async def missing(host: str, port: int) -> list[str]:
+        kind = socket.EAI_NONAME if host == "gone.example" else socket.EAI_AGAIN
+        raise socket.gaierror(kind, "no")
+
+    reasons = [a.reason for a in ask(["http://gone.example/", "http://later.example/"], missing)]
+    assert reasons == [Reason.DNS_NOT_FOUND, Reason.DNS_TEMPORARY]
+
+
+def test_a_slow_body_and_a_slow_start_end_at_the_deadline(server):
+    urls = [f"{server.url}/drip", f"{server.url}/hang"]
+    answers = ask(urls, allow_private=True, timeout_s=0.4)
+    assert [a.reason for a in answers] == [Reason.TIMEOUT] * 2
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7), ("0", 0), ("-1", 0), ("soon", 0), ("999999", 3600), ("9" * 5000, 0), ("²", 0)],
+)
+def test_retry_after_is_read_in_both_forms_and_never_believed_for_long(value, seconds):
+    assert retry_after(value) == seconds
+    assert 3000 < retry_after("Fri, 01 Jan 2100 00:00:00 GMT") <= 3600
+
+
+def test_bandwidth_stays_below_its_bound():
+    async def run() -> float:
+        loop = asyncio.get_running_loop()
+        throttle, started = Throttle(1_000_000), loop.time()
+        for _ in range(5):
+            await throttle.turn()
+            throttle.took(50_000)
+        await throttle.turn()
+        return loop.time() - started
+
+    assert 0.24 < asyncio.run(run()) < 2
+
+
+def test_a_dns_server_of_ones_own_is_asked_directly():
+    dns = FaultDns()
+    client = DnsClient(dns.server)
+    assert asyncio.run(client.look_up("pictures.example", 80)) == ["127.0.0.9"]
+    with pytest.raises(socket.gaierror) as caught:
+        asyncio.run(client.look_up("nx.example", 80))
+    assert caught.value.errno == socket.EAI_NONAME
+    dns.close()
+
+
+def test_an_unreadable_dns_reply_is_a_temporary_failure():
+    query = struct.pack(">6H", 7, 0x100, 1, 0, 0, 0) + b"\1a\0" + struct.pack(">2H", 1, 1)
+    for reply in (b"", query, struct.pack(">6H", 7, 0x8180, 1, 9, 0, 0), b"\xff" * 40):
+        with pytest.raises(socket.gaierror):
+            read_reply(reply, query, 1)
+
+
+def test_a_resolver_that_is_no_address_is_a_config_error():
+    assert split_server("1.1.1.1") == ("1.1.1.1", 53)
+    assert split_server("127.0.0.1:5353") == ("127.0.0.1", 5353)
+    assert split_server("[::1]:54") == ("::1", 54)
+    assert split_server("2606:4700:4700::1111") == ("2606:4700:4700::1111", 53)
+    with pytest.raises(ConfigError, match="give one such as"):
+        split_server("dns.google")

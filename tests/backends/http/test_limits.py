@@ -1,0 +1,135 @@
+"""The hosts' queue: fair, bounded per host, patient with 429, done with the dead."""
+
+import asyncio
+from collections import Counter
+
+from laionkit.backends.http import limits
+from laionkit.backends.http.limits import FAILURES_TO_PARK, HostQueue
+
+
+async def drain(queue: HostQueue[str], count: int) -> list[tuple[str, str, bool]]:
+    return [await asyncio.wait_for(queue.get(), 5) for _ in range(count)]
+
+
+def test_hosts_take_turns():
+    async def run():
+        queue: HostQueue[str] = HostQueue(1)
+        for host in ("a", "b", "c"):
+            for i in range(3):
+                queue.put(f"{host}{i}", host)
+        taken = [job for job, _, _ in await drain(queue, 3)]
+        for host in ("a", "b", "c"):
+            queue.done(host, failed=False)
+        return taken + [job for job, _, _ in await drain(queue, 3)]
+
+    assert asyncio.run(run()) == ["a0", "b0", "c0", "a1", "b1", "c1"]
+
+
+def test_one_host_never_has_more_than_its_share_under_way():
+    async def run():
+        queue: HostQueue[str] = HostQueue(4)
+        active, most = Counter(), Counter()
+        for i in range(60):
+            queue.put(str(i), f"h{i % 2}")
+
+        async def work():
+            while True:
+                _, host, _ = await queue.get()
+                active[host] += 1
+                most[host] = max(most[host], active[host])
+                await asyncio.sleep(0.001)
+                active[host] -= 1
+                queue.done(host, failed=False)
+
+        tasks = [asyncio.create_task(work()) for _ in range(20)]
+        while queue.queued or active.total():
+            await asyncio.sleep(0.005)
+        for task in tasks:
+            task.cancel()
+        return most
+
+    assert asyncio.run(run()) == {"h0": 4, "h1": 4}
+
+
+def test_a_rate_spaces_the_starts_at_one_host_and_no_other():
+    async def run():
+        queue: HostQueue[str] = HostQueue(10, per_host_rate=20)
+        for i in range(4):
+            queue.put(f"slow{i}", "slow")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for _ in range(4):
+            await queue.get()
+            queue.done("slow", failed=False)
+        return loop.time() - started
+
+    assert 0.14 < asyncio.run(run()) < 1
+
+
+def test_a_host_that_asks_to_wait_is_left_alone_so_long():
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        queue.put("one", "busy")
+        queue.put("other", "idle")
+        await queue.get()
+        queue.put("two", "busy")
+        queue.done("busy", failed=False, wait_s=0.2)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        jobs = [(await queue.get())[0], (await queue.get())[0]]
+        return jobs, loop.time() - started
+
+    jobs, waited = asyncio.run(run())
+    assert jobs == ["other", "two"]
+    assert waited >= 0.19
+
+
+def test_a_dead_host_is_parked_gets_a_final_pass_and_is_given_up(monkeypatch):
+    monkeypatch.setattr(limits, "PARK_S", 0.1)
+
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        for i in range(FAILURES_TO_PARK + 3):
+            queue.put(str(i), "dead")
+        seen = []
+        for _ in range(FAILURES_TO_PARK + 3):
+            job, host, given_up = await asyncio.wait_for(queue.get(), 5)
+            seen.append((job, given_up))
+            if not given_up:
+                queue.done(host, failed=True)
+        return seen
+
+    seen = asyncio.run(run())
+    asked = [job for job, given_up in seen if not given_up]
+    assert asked == [str(i) for i in range(FAILURES_TO_PARK + 1)]
+    assert [job for job, given_up in seen if given_up] == ["5", "6"]
+
+
+def test_one_answer_brings_a_host_back(monkeypatch):
+    monkeypatch.setattr(limits, "PARK_S", 0.05)
+
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        for i in range(20):
+            queue.put(str(i), "flaky")
+        for i in range(20):
+            _, host, given_up = await asyncio.wait_for(queue.get(), 5)
+            assert not given_up
+            queue.done(host, failed=i < FAILURES_TO_PARK)
+
+    asyncio.run(run())
+
+
+def test_nothing_is_handed_out_while_paused():
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        queue.pause()
+        queue.put("x", "a")
+        await asyncio.sleep(0.02)
+        assert not getter.done()
+        queue.resume()
+        return await asyncio.wait_for(getter, 1)
+
+    assert asyncio.run(run())[0] == "x"
