@@ -330,8 +330,51 @@ def test_numbers_that_json_has_not_are_null(dataset):
     assert json.loads(first, parse_constant=pytest.fail)["odd"] is None
 
 
+def test_a_dry_run_says_what_would_be_kept_and_writes_nothing(dataset):
+    settings = {"where": "aesthetic_v2 >= 2 AND punsafe < 0.5 AND length(caption) > 3"}
+    guess = run(dataset, dry_run=True, **settings)
+    assert not (dataset.path / "subsets").exists()
+    assert not (dataset.path / ".laionkit/subset").exists()
+    report = run(dataset, **settings)
+    assert guess.counts == report.counts
+    assert guess.extra["funnel"] == report.extra["funnel"]
+    assert guess.extra["bytes"] > 0
+    points = guess.extra["thresholds"]["aesthetic_v2 >= 2"]
+    assert len(points) == 20
+    assert set(guess.extra["thresholds"]) == {"aesthetic_v2 >= 2", "punsafe < 0.5"}
+    for number in (0, 7, 19):
+        least, count = points[number]
+        where = f"aesthetic_v2 >= {least} AND punsafe < 0.5"
+        assert run(dataset, dry_run=True, where=where).counts.ok == count
+
+
+def test_a_dry_run_counts_the_steps_over_more_than_one_row_too(dataset):
+    settings = {"dedup": ("exact",), "top": 5, "by": "aesthetic_v2", "as_": "view"}
+    guess = run(dataset, dry_run=True, **settings)
+    assert guess.counts == run(dataset, **settings).counts
+
+
 def test_the_card_tells_the_funnel(dataset):
     run(dataset, where="aesthetic_v2 >= 2 AND punsafe < 0.5")
     card = (dataset.path / "subsets/best/README.md").read_text()
-    assert "| `picture fetched` | 25 | 3 | 22 |" in card
+    assert "| `picture fetched` | 25 | 3 | 22 |  |" in card
+    assert "| `aesthetic_v2 >= 2` | 22 | 8 | 14 | 7 |" in card
     assert "| `null:punsafe` | 3 |" in card
+    assert "- `where`: `aesthetic_v2 >= 2 AND punsafe < 0.5`" in card
+
+
+def test_the_report_stands_alone_escapes_the_data_and_shows_nothing_unsafe(tmp_path):
+    rows = [
+        {**row, "url": f"http://x<script>alert({i})</script>.example/{i}.jpg"}
+        for i, row in enumerate(laion_rows(ROWS))
+    ]
+    dataset = SmallDataset(tmp_path / "odd", rows).write_metadata().write_shards(LOST)
+    dataset.write_score("aesthetic_v2", AESTHETIC, head="aesthetic-v2")
+    run(dataset, where="aesthetic_v2 >= 0")
+    page = (dataset.path / "subsets/best/report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert 'src="http' not in page
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert f'alt="{dataset.key(0)}"' in page
+    assert "Shown are kept pictures with punsafe below 0.1 only." in page

@@ -18,9 +18,10 @@ from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, parse_where
 from laionkit.ops.presets import Preset, choose_preset
 from laionkit.stages.subset import steps
-from laionkit.stages.subset.card import write_card
+from laionkit.stages.subset.card import write_card, write_croissant
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
+from laionkit.stages.subset.facts import gather_facts
 from laionkit.stages.subset.loading import load
 from laionkit.stages.subset.manifest import (
     WHOLE,
@@ -30,7 +31,9 @@ from laionkit.stages.subset.manifest import (
     verify,
     write_manifest,
 )
+from laionkit.stages.subset.report import write_report
 from laionkit.stages.subset.selection import FunnelStep, Selection
+from laionkit.stages.subset.what_if import answers_sql, curves, estimated_bytes
 
 __all__ = ["SubsetConfig", "Verified", "load", "subset", "verify"]
 
@@ -62,6 +65,8 @@ def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> 
     records = StageRecords(folder, f"subset/{config.name}")
     with DatasetTable(folder, memory_mb=config.memory_mb, timeout_s=config.timeout_s) as table:
         plan = _plan(table, config)
+        if config.dry_run:
+            return _dry_run(table, config, plan, records)
         _forget_unfinished(records)
         config = runner.begin(records, config)
         done = records.finished(WHOLE, table.inputs)
@@ -133,8 +138,8 @@ def _make(
         if export.sizes:
             export.files["sizes"] = target.write_json("sizes.json", export.sizes)
         hashed = samples_hash(target)
-        export.files["manifest"] = write_manifest(target, folder, config, counts, hashed)
-        export.files["card"] = write_card(target, config, counts, funnel, _notes(table, plan))
+        export.files["manifest"], root = write_manifest(target, folder, config, counts, hashed)
+        _document(selection, target, config, plan, export, root)
         record = _record(table, config, records, export, counts, funnel, started)
         _publish(folder, partial, f"{SUBSETS}/{config.name}")
     except OSError as error:
@@ -151,18 +156,18 @@ def _make(
     return record
 
 
-def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection:
-    """Run every step. Raises InputError where nothing is left, with the funnel."""
+def _choose(table: DatasetTable, config: SubsetConfig, plan: _Plan, *, look: bool) -> Selection:
+    """Run every step; without `look` leave out those that read tars."""
     selection = Selection(table, config.keep_nulls)
     pictures = config.as_ != "parquet"
     selection.judge(plan.terms, needs_picture=pictures)
     steps.take_from_subsets(selection, config)
-    if pictures or "perceptual" in config.dedup:
+    if look and (pictures or "perceptual" in config.dedup):
         locate(selection, table.folder)
     if config.decontaminate:
         steps.decontaminate(selection, config)
     for kind in ALIKE:
-        if kind in config.dedup:
+        if kind in config.dedup and (look or kind != "perceptual"):
             ALIKE[kind](selection, config)
     for column, share in plan.tops:
         selection.keep_top(column, share=share)
@@ -170,11 +175,82 @@ def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection
         selection.keep_top(config.by, share=config.top_share, count=config.top)
     if config.cap is not None:
         steps.cap_groups(selection, config)
+    return selection
+
+
+def _document(
+    selection: Selection,
+    target: Folder,
+    config: SubsetConfig,
+    plan: _Plan,
+    export: Export,
+    root: str,
+) -> None:
+    """Write what people and other tools read of a subset."""
+    facts = gather_facts(selection, plan.terms, config.by, _notes(selection.table, plan), root)
+    extensions = []
+    if config.as_ == "shards":
+        found = selection.table.execute("SELECT DISTINCT image_ext FROM places ORDER BY 1")
+        extensions = [extension for (extension,) in found.fetchall()]
+    export.files["card"] = write_card(target, config, facts, export, extensions)
+    export.files["croissant"] = write_croissant(target, config, facts, export)
+    export.files["report"] = write_report(selection, target, config, facts)
+
+
+def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection:
+    """Run every step. Raises InputError where nothing is left, with the funnel."""
+    selection = _choose(table, config, plan, look=True)
+    pictures = config.as_ != "parquet"
     if not selection.counts().ok:
         raise InputError(f"nothing is left, so nothing was written: {_said(selection.funnel())}")
     if pictures and plan.preset and plan.preset.side_px and not config.allow_small:
         _check_stored_sides(selection, plan.preset)
     return selection
+
+
+def _dry_run(
+    table: DatasetTable, config: SubsetConfig, plan: _Plan, records: StageRecords
+) -> StageReport:
+    """Count and write nothing. Steps that read pictures are left out."""
+    started = time.monotonic()
+    selection = Selection(table, config.keep_nulls)
+    pictured = config.as_ != "parquet"
+    success = "status = 'success'" if "status" in table.columns else "true"
+    selection.judge(plan.terms, needs_picture=pictured, answers=answers_sql(plan.terms, success))
+    found = curves(selection, plan.terms)
+    if _needs_rows(config, plan):
+        table.execute("DROP TABLE judged")
+        selection = _choose(table, config, plan, look=False)
+    counts, funnel = selection.counts(), selection.funnel()
+    size = estimated_bytes(selection, counts.ok) if pictured else 0
+    return StageReport(
+        stage=records.stage,
+        dataset=records.dataset.url,
+        counts=counts,
+        seconds=round(time.monotonic() - started, 3),
+        extra={
+            "dry_run": True,
+            "funnel": [[step.name, step.seen, step.dropped] for step in funnel],
+            "thresholds": {curve.condition: [list(p) for p in curve.points] for curve in found},
+            "bytes": size,
+        },
+    )
+
+
+def _needs_rows(config: SubsetConfig, plan: _Plan) -> bool:
+    """Whether a step looks at more than one row, so that counting is not enough."""
+    return bool(
+        plan.tops
+        or config.any_of
+        or config.all_of
+        or config.none_of
+        or config.keys
+        or config.decontaminate
+        or config.dedup
+        or config.top
+        or config.top_share
+        or config.cap
+    )
 
 
 def _check_stored_sides(selection: Selection, preset: Preset) -> None:

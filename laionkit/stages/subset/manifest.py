@@ -57,8 +57,8 @@ class Verified:
 
 def write_manifest(
     folder: Folder, dataset: Folder, config: SubsetConfig, counts: Counts, hashed: str
-) -> Written:
-    """Write manifest.json for samples whose hashes sum up to `hashed` (samples_hash)."""
+) -> tuple[Written, str]:
+    """Write manifest.json for samples whose hash is `hashed`; return the root too."""
     what = {name: value for name, value in config.what().items() if name not in _LAYOUT}
     stated = {
         "format": 1,
@@ -69,7 +69,8 @@ def write_manifest(
         "scores": _provenance(dataset),
         "laionkit": _version(),
     }
-    return folder.write_json(MANIFEST, {"root": _root(stated), **stated})
+    root = _root(stated)
+    return folder.write_json(MANIFEST, {"root": root, **stated}), root
 
 
 def samples_hash(folder: Folder) -> str:

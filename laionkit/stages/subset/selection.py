@@ -37,11 +37,17 @@ class Selection:
     # Name of a step → the codes it gives.
     steps: dict[str, list[int]] = field(default_factory=dict)
 
-    def judge(self, terms: Sequence[Term], *, needs_picture: bool) -> None:
-        """Judge every sample by its status and then by `terms`, in one pass over the dataset."""
+    def judge(self, terms: Sequence[Term], *, needs_picture: bool, answers: str = "") -> None:
+        """Judge every sample by its status and then by `terms`, in one pass over the dataset.
+
+        With `answers` (SQL of more columns) those are stored instead of key, shard and value:
+        enough to count, not to write.
+        """
         cases, values = [], []
-        columns = {"key", *(name for term in terms for name in term.columns)}
-        columns |= {"status", "reason", "shard"} & set(self.table.columns)
+        columns = {name for term in terms for name in term.columns}
+        columns |= {"status", "reason"} & set(self.table.columns)
+        if not answers:
+            columns |= {"key", "shard"} & set(self.table.columns)
         if "status" in self.table.columns:
             cases.append(self._status_case())
         elif needs_picture:
@@ -55,10 +61,10 @@ class Selection:
         code = f"CASE {' '.join(cases)} ELSE 0 END" if cases else "0"
         value = f"CASE {' '.join(values)} END" if values else "NULL"
         shard = "shard" if "shard" in columns else "NULL"
-        ordered = [name for name in self.table.columns if name in columns]
+        ordered = [name for name in self.table.columns if name in columns] or ["key"]
+        stored = answers or f"key, {shard}::VARCHAR AS shard, {value}::VARCHAR AS value"
         self.table.execute(
-            "CREATE TEMP TABLE judged AS SELECT key, "
-            f"{shard}::VARCHAR AS shard, code::USMALLINT AS code, {value}::VARCHAR AS value "
+            f"CREATE TEMP TABLE judged AS SELECT code::USMALLINT AS code, {stored} "
             f"FROM (SELECT *, {code} AS code FROM ({self.table.select(ordered)}))"
         )
 

@@ -1,0 +1,165 @@
+"""What a card, a report and a croissant say of a subset, gathered before the table is closed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from laionkit.core.progress import Counts
+from laionkit.ops.predicates import Term, quote_name
+from laionkit.ops.presets import PUNSAFE
+from laionkit.stages.subset.selection import FunnelStep, Selection
+from laionkit.stages.subset.what_if import answers_sql
+
+BINS = 24
+TOP_DOMAINS = 12
+BANDS = 4
+PER_BAND = 8
+# What LAION's own search page showed; anything above it, or never measured, is not drawn.
+SHOWN_PUNSAFE = 0.1
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a column over equal bins from `low` to `high`, of all samples and of the kept."""
+
+    column: str
+    low: float
+    high: float
+    everyone: tuple[int, ...]
+    kept: tuple[int, ...]
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the documents of a subset are made of."""
+
+    counts: Counts
+    funnel: Sequence[FunnelStep]
+    exclusive: Mapping[str, int]
+    histograms: Sequence[Histogram]
+    sizes: Sequence[tuple[str, int]]
+    domains: Sequence[tuple[str, int]]
+    licences: Sequence[tuple[str, int]]
+    columns: Mapping[str, str]
+    origins: Mapping[str, str]
+    notes: Sequence[str]
+    bands: Sequence[tuple[str, Sequence[str]]] = ()
+    bands_note: str = ""
+    root: str = ""
+
+
+def gather_facts(
+    selection: Selection, terms: Sequence[Term], by: str, notes: Sequence[str], root: str
+) -> Facts:
+    """Ask the dataset's engine for all of it."""
+    table = selection.table
+    scores = [n for n, o in table.origins.items() if o.startswith(("computed", "declared"))]
+    shown = list(dict.fromkeys([*_numeric(table.columns, [n for t in terms for n in t.columns]),
+                                *_numeric(table.columns, scores)]))[:8]  # fmt: skip
+    bands, note = _bands(selection, by or (scores[0] if scores else ""))
+    return Facts(
+        counts=selection.counts(),
+        funnel=selection.funnel(),
+        exclusive=_exclusive(selection, terms),
+        histograms=[h for h in (_histogram(selection, name, terms) for name in shown) if h],
+        sizes=_sizes(selection),
+        domains=_top(selection, "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"),
+        licences=_top(selection, "license", "license"),
+        columns=table.columns,
+        origins=table.origins,
+        notes=notes,
+        bands=bands,
+        bands_note=note,
+        root=root,
+    )
+
+
+def _numeric(columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    numbers = ("FLOAT", "DOUBLE", "INTEGER", "BIGINT", "SMALLINT", "UTINYINT")
+    return [name for name in names if columns.get(name) in numbers]
+
+
+def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
+    """For each condition the samples that only it drops: what it costs by itself."""
+    table = selection.table
+    names = {name for term in terms for name in term.columns} | {"key"}
+    names |= {"status"} & set(table.columns)
+    success = "status = 'success'" if "status" in table.columns else "true"
+    answers = answers_sql(terms, success)
+    found = table.execute(
+        f"SELECT failed, count(*) FROM (SELECT {answers} FROM ({table.select(names)})) GROUP BY 1"
+    ).fetchall()
+    by_bits = dict(found)
+    return {term.sql: by_bits.get(1 << (i + 1), 0) for i, term in enumerate(terms)}
+
+
+def _histogram(selection: Selection, column: str, terms: Sequence[Term]) -> Histogram | None:
+    table, name = selection.table, quote_name(column)
+    values = f"SELECT key, {name}::DOUBLE AS v FROM ({table.select(['key', column])})"
+    low, high = table.execute(f"SELECT min(v), max(v) FROM ({values}) WHERE isfinite(v)").fetchone()
+    if low is None:
+        return None
+    width = (high - low) / BINS or 1.0
+    found = table.execute(
+        f"SELECT least({BINS - 1}, floor((v - {low}) / {width}))::INTEGER AS bin, count(*), "
+        f"count(*) FILTER (WHERE j.code = 0) FROM ({values}) s JOIN judged j ON j.key = s.key "
+        "WHERE isfinite(v) GROUP BY 1"
+    ).fetchall()
+    every, kept = [0] * BINS, [0] * BINS
+    for number, count, stays in found:
+        every[number], kept[number] = count, stays
+    return Histogram(column, low, high, tuple(every), tuple(kept), _threshold(column, terms))
+
+
+def _threshold(column: str, terms: Sequence[Term]) -> float | None:
+    for term in terms:
+        _, _, number = term.sql.rpartition(" ")
+        if term.columns == (column,) and number.replace(".", "").replace("-", "").isdigit():
+            return float(number)
+    return None
+
+
+def _sizes(selection: Selection) -> list[tuple[str, int]]:
+    """Kept samples by the shorter side that the picture had."""
+    if not {"original_width", "original_height"} <= set(selection.table.columns):
+        return []
+    left = selection.left(["key", "original_width", "original_height"])
+    found = selection.table.execute(
+        "SELECT CASE WHEN s < 256 THEN 'below 256' WHEN s < 512 THEN '256–511' WHEN s < 768 THEN "
+        "'512–767' WHEN s < 1024 THEN '768–1023' ELSE '1024 and more' END AS side, count(*), min(s)"
+        f" FROM (SELECT least(original_width, original_height) AS s FROM ({left})) WHERE s IS NOT "
+        "NULL GROUP BY 1 ORDER BY 3"
+    ).fetchall()
+    return [(side, count) for side, count, _ in found]
+
+
+def _top(selection: Selection, value: str, column: str) -> list[tuple[str, int]]:
+    """The most frequent values among what is kept."""
+    if column not in selection.table.columns:
+        return []
+    found: list[tuple[str, int]] = selection.table.execute(
+        f"SELECT coalesce({value}::VARCHAR, 'not stated') AS v, count(*) AS n "
+        f"FROM ({selection.left(['key', column])}) GROUP BY 1 ORDER BY n DESC, v "
+        f"LIMIT {TOP_DOMAINS}"
+    ).fetchall()
+    return found
+
+
+def _bands(selection: Selection, by: str) -> tuple[list[tuple[str, list[str]]], str]:
+    """A few kept keys from each quarter of a score's range, safe ones only."""
+    table = selection.table
+    safety = next((name for name in PUNSAFE if name in table.columns), "")
+    if not safety:
+        return [], "No pictures are shown: no safety score (punsafe, nsfw_l14) was measured."
+    if not by or by not in _numeric(table.columns, [by]):
+        return [], "No pictures are shown: there is no score to show them by."
+    name, safe = quote_name(by), quote_name(safety)
+    found: list[Any] = table.execute(
+        f"SELECT band, min(v), max(v), list(key ORDER BY chance)[1:{PER_BAND}] FROM ("
+        f"SELECT key, {name} AS v, md5(key) AS chance, ntile({BANDS}) OVER (ORDER BY {name}, key) "
+        f"AS band FROM ({selection.left(dict.fromkeys(['key', by, safety]))}) "
+        f"WHERE {safe} < {SHOWN_PUNSAFE} AND {name} IS NOT NULL) GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    note = f"Shown are kept pictures with {safety} below {SHOWN_PUNSAFE} only."
+    return [(f"{by} {low:.3g} to {high:.3g}", keys) for _, low, high, keys in found], note
