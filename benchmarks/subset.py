@@ -11,14 +11,13 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from laionkit.core.keys import KeyScheme
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageMade, StageRecords
 from laionkit.core.schemas import FETCHED_COLUMNS
-from laionkit.core.shards import ShardWriter
 
 SHARD = 10_000
 
