@@ -88,6 +88,7 @@ class DatasetTable:
         if not self.folder.is_local:
             self._con.register_filesystem(self.folder.fs)
         self._sources: list[_Source] = []
+        self._tried_again = False
         self.columns: dict[str, str] = {}
         self.origins: dict[str, str] = {}
         self._places: dict[str, tuple[_Source, str]] = {}
@@ -284,7 +285,24 @@ class DatasetTable:
         contents = {record.shard: record.content() for record in records}
         self.inputs[f"scores/{column}"] = fingerprint(contents)
         files = [(record.shard, record.files["scores"].path) for record in records]
+        if not self._tried_again:
+            self._show_score(column, made, self._score_source(files))
+            return
         source = self._source(f"score_{len(self._sources)}", files)
+        self._show_score(column, made, source)
+
+    def _score_source(self, files: Sequence[tuple[str, str]]) -> _Source:
+        """A score column's view where no key was tried twice: its schema is known, so that only
+        its first file is opened before a query.
+        """
+        paths = [self._path(path) for _, path in files]
+        self._files.update(paths)
+        view = f"laionkit_score_{len(self._sources)}"
+        listed = ", ".join(_text(path) for path in paths)
+        self._con.execute(f"CREATE VIEW {view} AS SELECT key, value FROM read_parquet([{listed}])")
+        return _Source(view, 0, {"key": "VARCHAR", "value": "FLOAT"})
+
+    def _show_score(self, column: str, made: StageMade, source: _Source) -> None:
         self._sources.append(source)
         name = column if column.lower() not in {c.lower() for c in self.columns} else f"{column}_2"
         self.columns[name] = source.columns["value"]
@@ -308,6 +326,7 @@ class DatasetTable:
         reader = f"read_parquet([{listed}], union_by_name = true)"
         try:
             later, rows = self._later_attempts(paths, key)
+            self._tried_again = self._tried_again or bool(later)
             shown = self._shown(reader, self.folder, files[0][1], key)
         except duckdb.Error as error:
             raise InputError(f"{self.folder}: {one_line(error)}") from error

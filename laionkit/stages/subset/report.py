@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from laionkit.core.files import Folder, Written
 from laionkit.ops.images import PictureError, decode
-from laionkit.ops.resize import encode, scale
+from laionkit.ops.resize import Resize, encode, resize
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.facts import Facts, Histogram
 from laionkit.stages.subset.selection import Selection
 
 REPORT = "report.html"
-THUMBNAIL_PX = 112
+_THUMBNAIL = Resize("keep_ratio_largest", 112)
 _WIDTH, _HEIGHT = 320, 90
 
 _STYLE = """
@@ -126,8 +126,7 @@ def _thumbnails(selection: Selection, pictures: Pictures, keys: Sequence[str]) -
             picture = decode(pictures.read(shard, offset, size))
         except PictureError:
             continue
-        height, width = picture.rgb.shape[:2]
-        small = scale(picture.rgb, (max(1, width * THUMBNAIL_PX // height), THUMBNAIL_PX), "area")
+        small = resize(picture.rgb, _THUMBNAIL)
         data = base64.b64encode(encode(small, "jpg", 80)).decode()
         shown.append(f'<img alt="{_text(key)}" src="data:image/jpeg;base64,{data}">')
     return shown
