@@ -292,8 +292,9 @@ class DatasetTable:
         self._show_score(column, made, source)
 
     def _score_source(self, files: Sequence[tuple[str, str]]) -> _Source:
-        """A score column's view where no key was tried twice: its schema is known, so that only
-        its first file is opened before a query.
+        """A score column's view where no key was tried twice.
+
+        Its schema is known, so that only its first file is opened before a query.
         """
         paths = [self._path(path) for _, path in files]
         self._files.update(paths)
