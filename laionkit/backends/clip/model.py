@@ -4,9 +4,10 @@ Shapes: N samples, D dimensions, H W pixels, C = 3 channels, T tokens. The tower
 model's precision; normalisation is always in fp32.
 """
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 
 from laionkit.backends.clip.device import Precision
+from laionkit.backends.clip.lanes import Lanes
 from laionkit.backends.clip.loading import Loaded
 from laionkit.core.errors import StageFailed
 
 # Captions and pictures a batch where nobody asked for another size.
 DEFAULT_BATCH = 64
+P = TypeVar("P")
 
 
 class ClipModel:
@@ -31,6 +34,7 @@ class ClipModel:
         self.backbone, self.preprocess, self.dim = loaded.backbone, loaded.preprocess, loaded.dim
         self.tokenizer = loaded.tokenizer
         self._facts = loaded.facts()
+        self._lanes: Lanes | None = None
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
         self._mean, self._std = (
@@ -46,6 +50,18 @@ class ClipModel:
     def logit_scale(self) -> float:
         """What cosines are multiplied by before a softmax (100 for OpenAI's models)."""
         return float(self.module.logit_scale.detach().exp())  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator["ClipModel"]:
+        """For a long run: on a CPU the cores work apart (see lanes) until the context ends."""
+        if self.device.type == "cpu" and torch.get_num_threads() > 1:
+            self._lanes = Lanes()
+        try:
+            yield self
+        finally:
+            if self._lanes is not None:
+                self._lanes.close()
+                self._lanes = None
 
     def encode_images(
         self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], batch: int = DEFAULT_BATCH
@@ -63,13 +79,26 @@ class ClipModel:
         """Embed captions, of like length together. Returns float32 [N, D], unit rows."""
         if not texts:
             return self._gather([])
-        tokens_NT = self.tokenizer(list(texts))
-        lengths = used_lengths(tokens_NT)
-        order = np.argsort(lengths.numpy(), kind="stable")
-        out = np.empty((len(texts), self.dim), np.float32)
-        for rows in _split(order, batch):
-            out[rows] = self.embed_tokens(tokens_NT[rows]).cpu().numpy()
-        return out
+        return self.embed_captions(self.tokenizer(list(texts)), batch)()
+
+    def embed_captions(
+        self, tokens_NT: torch.Tensor, batch: int = DEFAULT_BATCH
+    ) -> Callable[[], NDArray[np.float32]]:
+        """Begin to embed token rows, of like length together.
+
+        The result brings the float32 unit rows home in their order; a GPU works until then.
+        """
+        order = np.argsort(used_lengths(tokens_NT).numpy(), kind="stable")
+        pieces = list(_split(order, batch))
+        parts = self._map(self.embed_tokens, [tokens_NT[rows] for rows in pieces])
+
+        def bring_home() -> NDArray[np.float32]:
+            out = np.empty((len(order), self.dim), np.float32)
+            for rows, part in zip(pieces, parts, strict=True):
+                out[rows] = part.cpu().numpy()
+            return out
+
+        return bring_home
 
     def embed_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
         """One batch of preprocessed pictures → fp32 unit rows on the device.
@@ -77,18 +106,24 @@ class ClipModel:
         What does not fit the device's memory is halved, then and from then on (`fits`). Raises
         StageFailed where a single picture does not fit.
         """
-        parts = []
+        parts: list[torch.Tensor] = []
         at = 0
         while at < len(image_NHWC):
             chunk = image_NHWC[at : at + self.fits]
             try:
-                parts.append(self._forward_images(chunk))
+                lanes = min(self._lanes.count if self._lanes else 1, len(chunk))
+                parts += self._map(self._forward_images, np.array_split(chunk, lanes))
                 at += len(chunk)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(chunk), error)
         return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _map(
+        self, work: Callable[[P], torch.Tensor], pieces: Sequence[P]
+    ) -> Sequence[torch.Tensor]:
+        return self._lanes.map(work, pieces) if self._lanes else [work(piece) for piece in pieces]
 
     def _halve(self, size: int, error: RuntimeError) -> None:
         if size == 1:
@@ -120,7 +155,9 @@ class ClipModel:
         """
         if reads_left_to_right(self.module):
             tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
-        tokens_NT = tokens_NT.to(self.device)
+        if self.device.type == "cuda":
+            tokens_NT = tokens_NT.pin_memory()
+        tokens_NT = tokens_NT.to(self.device, non_blocking=True)
         if isinstance(self.module, CLIP):
             return _unit(_encode_clip_text(self.module, tokens_NT))
         return _unit(self.module.encode_text(tokens_NT))  # type: ignore[operator]

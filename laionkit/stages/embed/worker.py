@@ -4,10 +4,12 @@ Shapes: N pictures of a shard, B of a batch, D dimensions. Batches never mix sha
 shard's bytes do not depend on which shards ran before it.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +47,10 @@ class _Shard:
     """A shard in flight: what of it is embedded so far."""
 
     source: ShardSource
+    tokens_NT: torch.Tensor | None
     started: float
+    texts: Callable[[], NDArray[np.float32]] | None = None
+    waited_s: float = 0.0
     kept: list[int] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     lost: list[Dropped] = field(default_factory=list)
@@ -87,39 +92,81 @@ class EmbedWorker:
         frames = [model.preprocess, *(head.preprocess for head in lookers)]
         self.pool = DecodePool(frames, batch, decoders, SLOTS)
 
+        # A GPU goes on with the next shard while this machine's processor finishes the last one;
+        # a CPU has no time to spare.
+        self.finishes_beside = model.device.type != "cpu"
+        self._exit = contextlib.ExitStack()
+
     def __enter__(self) -> "EmbedWorker":
+        self._exit.callback(self.local.close)
+        self._exit.enter_context(self.pool)
+        self._exit.enter_context(self.model.busy())
+        self._opener = self._exit.enter_context(ThreadPoolExecutor(1, "open"))
+        self._finisher = self._exit.enter_context(ThreadPoolExecutor(1, "finish"))
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self.pool.__exit__(*details)
-        self.local.close()
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
 
     def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
         """Embed shards in the order given; the next ones are decoded meanwhile."""
         coming = self._plan(shards)
         ahead: deque[_Work] = deque()
+        finishing: deque[Future[Outcome]] = deque()
         while True:
             while self.pool.has_room and (work := next(coming, None)):
                 ahead.append(work)
             if not ahead:
-                return
+                break
             work = ahead.popleft()
             self._embed(work)
             if work.is_last:
-                yield self._finish(work.shard)
+                yield from self._end(work.shard, finishing)
+
+        for future in finishing:
+            yield future.result()
+
+    def _end(self, shard: _Shard, finishing: deque[Future[Outcome]]) -> Iterator[Outcome]:
+        """Begin the captions of a shard whose pictures are done; yield what is finished."""
+        if shard.tokens_NT is not None:
+            shard.texts = self.model.embed_captions(shard.tokens_NT[shard.kept], self.batch)
+        if not self.finishes_beside:
+            yield self._finish(shard)
+            return
+        finishing.append(self._finisher.submit(self._finish, shard))
+        while len(finishing) > 1 or (finishing and finishing[0].done()):
+            yield finishing.popleft().result()
+
+    def _open(self, name: str) -> _Shard:
+        """Read what a shard holds, and tokenise its captions."""
+        started = time.monotonic()
+        source = open_shard(self.dataset, self.refs[name], self.local)
+        captions = [caption or "" for caption in source.captions]
+        tokens = self.model.tokenizer(captions) if self.text and captions else None
+        return _Shard(source, tokens, started)
+
+    def _opened(self, shards: Iterator[str]) -> Iterator[_Shard]:
+        """Shards in their order, the next one opened while one is embedded."""
+        opening: deque[Future[_Shard]] = deque()
+        for name in shards:
+            opening.append(self._opener.submit(self._open, name))
+            if len(opening) > 1:
+                yield opening.popleft().result()
+        while opening:
+            yield opening.popleft().result()
 
     def _plan(self, shards: Iterator[str]) -> Iterator[_Work]:
         """Open shard after shard and hand its batches to the decoders."""
-        for name in shards:
-            started = time.monotonic()
-            shard = _Shard(open_shard(self.dataset, self.refs[name], self.local), started)
+        for shard in self._opened(shards):
             members = [(m.offset, m.size) for m in shard.source.members]
             for rows in batches(len(members), self.batch):
                 batch = self.pool.submit(shard.source.path, [members[i] for i in rows])
                 yield _Work(shard, rows, batch, rows.stop == len(members))
 
     def _embed(self, work: _Work) -> None:
+        started = time.monotonic()
         lost = work.batch.wait()
+        work.shard.waited_s += time.monotonic() - started
         good = [i for i, why in enumerate(lost) if why is None]
         keys = work.shard.source.keys
         for i, why in enumerate(lost):
@@ -154,7 +201,8 @@ class EmbedWorker:
         }
         text_ND = None
         if self.text:
-            text_ND = _halves(self.model.encode_texts(self._captions(shard)))
+            nothing = np.empty((0, self.model.dim), np.float32)
+            text_ND = _halves(shard.texts() if shard.texts else nothing)
             files["text_emb"] = output.write_vectors(
                 self.dataset, self.folder, "text_emb", name, text_ND
             )
@@ -163,10 +211,9 @@ class EmbedWorker:
         self.local.done(source.path)
         counts = Counts.of(len(shard.kept), output.reasons_of(dropped))
         also = self._score(shard, image_ND, text_ND)
-        return Outcome(name, counts, files, time.monotonic() - shard.started, also=also)
-
-    def _captions(self, shard: _Shard) -> list[str]:
-        return [shard.source.captions[i] or "" for i in shard.kept]
+        seconds = time.monotonic() - shard.started
+        extra = {"waited_for_pictures_s": round(shard.waited_s, 3)}
+        return Outcome(name, counts, files, seconds, extra, also)
 
     def _score(
         self, shard: _Shard, image_ND: NDArray[np.float16], text_ND: NDArray[np.float16] | None
