@@ -277,8 +277,8 @@ class DatasetTable(Engine):
         if later:
             again = ", ".join(sql_text(paths[i]) for i in later)
             sql += (
-                f" ANTI JOIN (SELECT {sql_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i FROM"
-                f" read_parquet([{again}], union_by_name = true)) AS l"
+                f" ANTI JOIN (SELECT {sql_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i"
+                f" FROM read_parquet([{again}], union_by_name = true)) AS l"
                 f" ON r.{sql_name(key)} = l.k AND r.file_index::BIGINT < l.i"
             )
         self._con.execute(f"CREATE VIEW {view} AS {sql}")
