@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import logging
 import pickle
 import warnings
@@ -74,7 +73,8 @@ def load(text: str, backbone_id: str | None) -> Loaded:
 
 
 def _load_tiny(spec: Spec, backbone_id: str | None) -> Loaded:
-    tiny = importlib.import_module("laionkit.backends.tiny")  # only where it is asked for
+    from laionkit.backends import tiny
+
     module, preprocess_cfg, tokenizer = tiny.load_tiny()
     sha256 = specs.file_sha256(tiny.FOLDER / "model.safetensors")
     backbone, provenance = specs.identify(spec, sha256, backbone_id)

@@ -122,3 +122,11 @@ def test_token_ids_are_those_of_clip(real_data):
         for g in golden
     )
     assert agree >= 23
+
+
+def test_the_built_in_tiny_model_knows_a_colour_when_it_sees_one():
+    tiny = load_model("tiny", device="cpu", precision="fp32")
+    assert tiny.backbone == "laionkit/tiny"
+    red, blue = (np.full((80, 60, 3), rgb, np.uint8) for rgb in ((220, 30, 30), (30, 30, 220)))
+    cosines = tiny.encode_images([red, blue]) @ tiny.encode_texts(["a red thing", "a blue thing"]).T
+    assert (cosines.argmax(axis=1) == [0, 1]).all()
