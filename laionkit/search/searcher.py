@@ -2,17 +2,21 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from laionkit.backends.knn import Bitmap, Neighbours, merge
-from laionkit.core.errors import ConfigError
+from laionkit.backends.knn import Bitmap, FlatStore, Neighbours, merge
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
+from laionkit.search.blend import Weighted, blend, boosts_of, head_direction, parse_weighted
+from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import Filters
 from laionkit.search.hits import Hits, make_hits
@@ -23,6 +27,7 @@ from laionkit.search.scores import Scores
 from laionkit.search.segment import ForeignSegment
 
 MAX_K = 100_000
+MAX_DEDUP = 5_000
 
 
 class Searcher:
@@ -38,7 +43,7 @@ class Searcher:
         """
         self.dataset = Folder(dataset)
         opened = open_index(self.dataset, model)
-        self.segments, self.dim = opened.segments, opened.dim
+        self.segments, self.dim, self.facts = opened.segments, opened.dim, opened.facts
         self.count = sum(segment.count - segment.info.dead for segment in self.segments)
         self._alive = [
             None if segment.dead is None else bits.alive(segment.dead, segment.count)
@@ -54,25 +59,38 @@ class Searcher:
         *,
         image: Image | None = None,
         vector: ArrayLike | None = None,
+        like: str | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        boost: Mapping[str, float] | Sequence[str] = (),
         k: int = 10,
+        page: int | None = None,
         where: str | None = None,
         threshold: float | None = None,
+        dedup: float | None = None,
         exact: bool = False,
     ) -> Hits:
-        """The k rows nearest to a text, an image or a vector: always min(k, matches) of them.
+        """The k rows nearest to a query: always min(k, matches) of them.
 
-        `where` filters by SQL inside the search. `threshold`: the least cosine of a hit. `exact`
-        scans every matching row. Raises ConfigError for a wrong setting, InputError for a query
-        that cannot be used.
+        The query is a `text`, an `image`, a `vector`, a key (`like`: its own row is not a hit),
+        or words alone (`plus`), any of them blended with words for (`plus`) and against
+        (`minus`), ``WEIGHT:TEXT`` each, and with scores of affine heads (`boost`). `where`
+        filters by SQL inside the search; `threshold` is the least cosine of a hit; with `dedup`,
+        a hit as near as that cosine to a better one makes room for the next. `page` counts from
+        1, and pages do not repeat. `exact` scores every matching row. Raises ConfigError for a
+        wrong setting, InputError for a query that cannot be used.
         """
-        if not 1 <= k <= MAX_K:
-            raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
+        first = check_depth(k, page, dedup)
         clock = _Clock()
-        query = self._query(text, image, vector)
+        query = self.query_vector(
+            text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost
+        )
         clock.lap("encode")
-        keeps = self._keeps(where)
+        keeps = self._keeps(where, like)
         clock.lap("filter")
-        found, plan = self.nearest(query, k, keeps, exact=exact)
+        depth = k if page is None else _page_depth(k, page)
+        found, plan = self._distinct(query, depth, keeps, dedup, exact)
+        found = Neighbours(found.scores[first : first + k], found.rows[first : first + k])
         clock.lap("search")
         if threshold is not None:
             good = found.scores >= threshold
@@ -87,13 +105,13 @@ class Searcher:
         self,
         query_D: NDArray[np.float32],
         k: int,
-        keeps: list[Bitmap | None] | None = None,
+        keeps: Sequence[Bitmap | None] | None = None,
         *,
         exact: bool = False,
     ) -> tuple[Neighbours, Plan]:
         """The k nearest rows to a unit vector, under one bitmap a segment, and how they came."""
         parts, steps = [], []
-        for segment, keep in zip(self.segments, keeps or [None] * len(self.segments), strict=True):
+        for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
             found, step = search_segment(segment, query_D, k, keep, exact)
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)
@@ -120,6 +138,80 @@ class Searcher:
         }
         return pd.DataFrame(columns)
 
+    def query_vector(
+        self,
+        text: str | None = None,
+        *,
+        image: Image | None = None,
+        vector: ArrayLike | None = None,
+        like: str | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        boost: Mapping[str, float] | Sequence[str] = (),
+    ) -> NDArray[np.float32]:
+        """The unit vector that a query is searched with, see `search`."""
+        asked = {"text": text, "image": image, "vector": vector, "like": like}
+        given = [name for name, value in asked.items() if value is not None]
+        if len(given) > 1 or not (given or plus):
+            what = " and ".join(given) if given else "nothing"
+            raise ConfigError(f"a query is one of text, image, vector and like; given: {what}")
+        parts: list[Weighted] = []
+        if text is not None:
+            parts.append((1.0, self._text(text)))
+        if image is not None:
+            parts.append((1.0, check_vector(self._encoder.image(image), self.dim)))
+        if vector is not None:
+            parts.append((1.0, check_vector(vector, self.dim)))
+        if like is not None:
+            parts.append((1.0, self.vector_of(like)))
+        for sign, wishes in ((1, plus), (-1, minus)):
+            parts += [(sign * w, self._text(words)) for w, words in map(parse_weighted, wishes)]
+        for column, weight in boosts_of(boost).items():
+            direction = head_direction(self.dataset, column, self.facts.get("backbone"))
+            parts.append((weight, direction))
+        return parts[0][1] if len(parts) == 1 else blend(parts)
+
+    def vector_of(self, key: str) -> NDArray[np.float32]:
+        """The unit vector of a key's row. Raises InputError where there is none."""
+        for segment, living in zip(self.segments, self._alive, strict=True):
+            row = pc.index(segment.rows.keys(), key).as_py()
+            if row >= 0 and (living is None or living[row // 8] >> row % 8 & 1):
+                if not isinstance(segment.vectors, FlatStore):
+                    break
+                return check_vector(segment.vectors.take(np.array([row]))[0], self.dim)
+        raise InputError(f"the index of {self.dataset} has no key {key!r}")
+
+    def vectors_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of some rows of the index, in the order given."""
+        out = np.empty((len(rows), self.dim), np.float32)
+        for segment in self.segments:
+            here = np.flatnonzero((rows >= segment.start) & (rows < segment.start + segment.count))
+            if len(here):
+                if not isinstance(segment.vectors, FlatStore):
+                    raise ConfigError(f"{self.dataset} keeps no vectors to compare: index it anew")
+                out[here] = segment.vectors.take(rows[here] - segment.start)
+        return out
+
+    def _distinct(
+        self,
+        query_D: NDArray[np.float32],
+        k: int,
+        keeps: list[Bitmap | None],
+        limit: float | None,
+        exact: bool,
+    ) -> tuple[Neighbours, Plan]:
+        """The k nearest rows of which no two are nearer than `limit`, however many that takes."""
+        fetch = k
+        while True:
+            found, plan = self.nearest(query_D, fetch, keeps, exact=exact)
+            if limit is None:
+                return found, plan
+            vectors = self.vectors_of(found.rows)
+            chosen = first_of_groups(vectors, limit, k)
+            if len(chosen) == k or len(found.rows) >= plan.matches or fetch >= MAX_K:
+                return Neighbours(found.scores[chosen], found.rows[chosen]), plan
+            fetch = min(MAX_K, 2 * fetch)
+
     def _rows(self, rows: NDArray[np.int64]) -> pa.Table:
         """What is known of some rows, in the order given."""
         parts, places = [], []
@@ -132,34 +224,53 @@ class Searcher:
         back[np.concatenate(places)] = np.arange(len(rows))
         return pa.concat_tables(parts).take(back)
 
-    def _query(
-        self, text: str | None, image: Image | None, vector: ArrayLike | None
-    ) -> NDArray[np.float32]:
-        asked = {"text": text, "image": image, "vector": vector}
-        given = [name for name, value in asked.items() if value is not None]
-        if len(given) != 1:
-            what = " and ".join(given) if given else "nothing"
-            raise ConfigError(f"a query is one of text, image and vector; given: {what}")
-        if text is not None:
-            return check_vector(self._encoder.text(text), self.dim)
-        if image is not None:
-            return check_vector(self._encoder.image(image), self.dim)
-        assert vector is not None
-        return check_vector(vector, self.dim)
+    def _text(self, text: str) -> NDArray[np.float32]:
+        return check_vector(self._encoder.text(text), self.dim)
 
-    def _keeps(self, where: str | None) -> list[Bitmap | None]:
-        if where is None:
-            return list(self._alive)
-        if isinstance(self.segments[0], ForeignSegment):
-            raise ConfigError(
-                f"{self.dataset} is an index folder of another's making, without columns to "
-                "filter by: bring its embeddings into a dataset with laionkit adopt"
-            )
-        found = self._filters.bitmaps(where, self.segments)
-        return [
-            keep if living is None else keep & living
-            for keep, living in zip(found, self._alive, strict=True)
-        ]
+    def _keeps(self, where: str | None, like: str | None) -> list[Bitmap | None]:
+        """One bitmap a segment: rows alive that a filter keeps, less the key that is asked with."""
+        keeps = list(self._alive)
+        if where is not None:
+            if isinstance(self.segments[0], ForeignSegment):
+                raise ConfigError(
+                    f"{self.dataset} is an index folder of another's making, without columns to "
+                    "filter by: bring its embeddings into a dataset with laionkit adopt"
+                )
+            found = self._filters.bitmaps(where, self.segments)
+            keeps = [_both(a, b) for a, b in zip(found, keeps, strict=True)]
+        if like is not None:
+            others = [
+                bits.from_mask(pc.not_equal(segment.rows.keys(), like).to_numpy())
+                for segment in self.segments
+            ]
+            keeps = [_both(a, b) for a, b in zip(others, keeps, strict=True)]
+        return keeps
+
+
+def check_depth(k: int, page: int | None, dedup: float | None) -> int:
+    """The place of a page's first hit, 0 the best. Raises ConfigError for a depth out of bounds."""
+    if not 1 <= k <= MAX_K:
+        raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
+    if page is not None and not 1 <= page <= MAX_K // k:
+        raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
+    if dedup is not None and not -1 <= dedup <= 1:
+        raise ConfigError(f"dedup={dedup}: a cosine, from -1 to 1, such as 0.95")
+    depth = k * (page or 1)
+    if dedup is not None and depth > MAX_DEDUP:
+        raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {depth}")
+    return k * ((page or 1) - 1)
+
+
+def _page_depth(k: int, page: int) -> int:
+    """How deep to search for a page: the same for many pages, so that they come of one ranking."""
+    depth = 10 * k
+    while depth < k * page:
+        depth *= 10
+    return min(depth, MAX_K)
+
+
+def _both(left: Bitmap, right: Bitmap | None) -> Bitmap:
+    return left if right is None else left & right
 
 
 class _Clock:

@@ -6,13 +6,13 @@ them image.index, image.json and metadata/ as clip-retrieval lays them out.
 
 import functools
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from laionkit.core.config import Effort, StageConfig
-from laionkit.core.embeddings import choose_model, list_embeddings, model_made
+from laionkit.core.embeddings import EmbeddingRef, choose_model, list_embeddings, model_made
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts, ShardDone, StageEnded, StageStarted
@@ -44,6 +44,9 @@ class IndexConfig(StageConfig):
     """Build one segment of everything. New shards otherwise go into a segment of their own, and
     are seen by other tools (image.index) only after a compaction, which comes by itself when a
     quarter is new."""
+    evaluate: Effort[int] = Field(0, ge=0, le=10_000)
+    """Count of text and of image queries to measure recall with, by selectivity and correlation
+    of a filter; 0: none. What is found is kept in index/MODEL/evaluation.json."""
 
 
 def index(
@@ -72,7 +75,29 @@ def index(
     for segment in built:
         _commit(records, settled, segment, seconds, runner)
     _tidy(records, {info.name for info in writer.segments()})
-    return _report(records, writer, not built, time.monotonic() - started, runner)
+    report = _report(records, writer, not built, time.monotonic() - started, runner)
+    if not settled.evaluate:
+        return report
+    cells = _evaluate(folder, model, refs, settled)
+    return report.model_copy(update={"extra": {**report.extra, "evaluation": cells}})
+
+
+def _evaluate(
+    dataset: Folder, model: str, refs: Sequence[EmbeddingRef], config: IndexConfig
+) -> list[dict[str, Any]]:
+    """Measure the recall of what searches now find, and keep it beside the index."""
+    from laionkit.search.evaluation import evaluate
+    from laionkit.search.searcher import Searcher
+    from laionkit.search.source import VectorSource
+
+    source = VectorSource(dataset, refs, None)
+    # A seed of its own: the queries that the index was tuned on must not judge it.
+    texts = source.sample_texts(config.evaluate, config.seed + 1_000_003)
+    images = source.sample(config.evaluate, config.seed + 1_000_003)
+    cells = evaluate(Searcher(dataset.url, model), {"texts": texts, "images": images})
+    values = [cell.model_dump(mode="json") for cell in cells]
+    dataset.write_json(f"{INDEX}/{model}/evaluation.json", values)
+    return values
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,6 +165,11 @@ def _report(
     segments = writer.segments()
     pending = sum(info.rows - info.dead for info in segments[1:])
     notes = [f"{pending:,} rows are new since image.index was written"] if pending else []
+    from laionkit.search.evaluation import explain
+    from laionkit.search.searcher import Searcher
+
+    model = records.stage.partition("/")[2]
+    explained = explain(Searcher(records.dataset.url, model))
     return StageReport(
         stage=records.stage,
         dataset=records.dataset.url,
@@ -149,4 +179,5 @@ def _report(
         seconds=round(seconds, 3),
         outputs=(f"{writer.place}/image.index",),
         notes=tuple(notes),
+        extra={"index": explained},
     )

@@ -1,7 +1,7 @@
 """query: find images by text, image or vector, filtered by SQL inside the search."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 from pydantic import Field
@@ -27,6 +27,20 @@ class QueryConfig(StageConfig):
     """SQL over the dataset's columns that every hit meets, such as aesthetic_v2 > 6."""
     threshold: float | None = Field(None, ge=-1, le=1)
     """Least cosine of a hit; none: no limit. For CLIP, 0.2 to 0.3 separates likely from not."""
+    plus: tuple[str, ...] = ()
+    """Words that hits should match too, as WEIGHT:TEXT; the query itself has weight 1."""
+    minus: tuple[str, ...] = ()
+    """Words that hits should not match, as WEIGHT:TEXT; 0.5:cartoon is a gentle push away."""
+    boost: tuple[str, ...] = ()
+    """Scores that rank hits higher, as COLUMN=WEIGHT (aesthetic_v2=0.3) or HEADFILE=WEIGHT: the
+    head's unit direction is added to the query with that weight. Affine heads only."""
+    like: str | None = None
+    """Key of a sample to find others like, instead of a text, image or vector."""
+    dedup: float | None = Field(None, ge=-1, le=1)
+    """Cosine from which a hit counts as another's duplicate and makes room for the next;
+    none: all are shown. 0.95 catches resized and recompressed copies."""
+    page: int | None = Field(None, ge=1)
+    """Which k hits, 1 the best; none: the best k, found with the least work."""
     exact: bool = False
     """Score every matching row, however long it takes."""
     as_name: str | None = None
@@ -69,18 +83,17 @@ def answer(
     """Answer one query of an open Searcher, and draw its sheet where one is asked for."""
     if config.sheet is not None:
         _check_sheet(config.sheet)
-    hits = searcher.search(
-        text,
-        image=image,
-        vector=vector,
-        k=config.k,
-        where=config.where,
-        threshold=config.threshold,
-        exact=config.exact,
-    )
+    hits = searcher.search(text, image=image, vector=vector, **_settings(config))
     if config.sheet is not None:
-        _draw(searcher, hits, text or "Nearest pictures", config)
+        words = ", ".join(filter(None, [text, *(f"+ {w}" for w in config.plus)]))
+        _draw(searcher, hits, words or "Nearest pictures", config)
     return hits
+
+
+def _settings(config: QueryConfig) -> dict[str, Any]:
+    """What a Searcher calls by the same names."""
+    names = QueryConfig.model_fields.keys() - {"as_name", "sheet"}
+    return {name: getattr(config, name) for name in names}
 
 
 def _check_sheet(path: str) -> None:
@@ -109,3 +122,25 @@ def _draw(searcher: "Searcher", hits: "Hits", title: str, config: QueryConfig) -
     done, data = cv2.imencode(".png", sheet[:, :, ::-1])
     assert done
     Path(str(config.sheet)).write_bytes(data.tobytes())
+
+
+def query_file(
+    dataset: str,
+    queries: str,
+    out: str,
+    config: QueryConfig = QueryConfig(),
+    *,
+    runner: Runner = Runner(),
+) -> int:
+    """Answer every query of a file (.txt lines, .parquet texts, .npy vectors) into a parquet.
+
+    Returns how many hits were written.
+    """
+    from laionkit.search.batch import read_queries, search_many
+
+    if Path(out).suffix.lower() != ".parquet":
+        raise ConfigError(f"out={out!r}: hits of many queries go to a .parquet file")
+    wanted = read_queries(queries)
+    return search_many(
+        open_searcher(dataset, config.as_name, runner), wanted, _settings(config), out
+    )

@@ -121,7 +121,7 @@ def test_an_unusable_query_is_one_clear_line(searcher, query, message):
         ({"k": 0}, "k=0"),
         ({"k": 100_001}, "k=100001"),
         ({"where": "aesthetik_v2 > 1"}, "aesthetic_v2"),
-        ({"text": "a", "vector": np.ones(DIM)}, "one of text, image and vector"),
+        ({"text": "a", "vector": np.ones(DIM)}, "one of text, image, vector and like"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(searcher, settings, message):

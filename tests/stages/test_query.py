@@ -4,11 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
+from laionkit.backends.heads import Head, Layer, save_head
+from laionkit.backends.knn import Neighbours
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
 from laionkit.stages.embed import EmbedConfig, embed
 from laionkit.stages.index import index
 from laionkit.stages.query import QueryConfig, answer, open_searcher, query
+from laionkit.stages.score import ScoreConfig, score
 from tests.stages.shards import shard_of, write_shards
 
 CPU = Runner(device="cpu")
@@ -96,3 +99,30 @@ def test_a_query_image_that_is_none_is_one_clear_line(searcher, tmp_path):
 def test_an_empty_text_is_refused(searcher):
     with pytest.raises(ConfigError, match="empty"):
         answer(searcher, QueryConfig(), " ")
+
+
+def test_words_against_push_hits_down(searcher, samples):
+    plain = answer(searcher, QueryConfig(k=16), samples[2][2])
+    pushed = answer(searcher, QueryConfig(k=16, minus=(f"0.9:{samples[9][2]}",)), samples[2][2])
+    assert sorted(plain.key) == sorted(pushed.key)
+    assert plain.key.tolist() != pushed.key.tolist()
+    words = answer(searcher, QueryConfig(k=16, plus=(samples[2][2],)))
+    assert words.key.tolist() == plain.key.tolist()
+
+
+def test_a_boost_by_an_affine_head_is_exact(dataset, searcher, samples, tmp_path):
+    vectors = searcher.vectors_of(np.arange(16))
+    weights = np.random.default_rng(0).standard_normal(32)
+    backbone = str(searcher.facts["backbone"])
+    layer = Layer(weights[None].astype(np.float32) * 9, np.ones(1, np.float32))
+    save_head(tmp_path / "taste.safetensors", Head("taste", backbone, "", (layer,)))
+    score(dataset, ScoreConfig(heads=(str(tmp_path / "taste.safetensors"),)), runner=CPU)
+    opened = open_searcher(dataset, runner=CPU)
+    with pytest.raises(ConfigError, match=r"give the head's file"):
+        answer(opened, QueryConfig(boost=("taste=0.7",)), "a")
+    boost = f"{tmp_path / 'taste.safetensors'}=0.7"
+    hits = answer(opened, QueryConfig(k=16, boost=(boost,)), samples[2][2])
+    asked = opened.query_vector(samples[2][2])
+    wanted = vectors @ asked + 0.7 * (vectors @ weights) / np.linalg.norm(weights)
+    keys = opened.describe(Neighbours(np.zeros(16, np.float32), np.arange(16))).key
+    assert hits.key.tolist() == keys[np.argsort(-wanted)].tolist()

@@ -1,0 +1,83 @@
+"""Many queries at once: texts or vectors from a file, hits to one parquet file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laionkit.core.errors import InputError
+from laionkit.search.searcher import Searcher
+
+_TEXT_COLUMNS = ("text", "query", "caption")
+
+
+def read_queries(path: str) -> list[dict[str, Any]]:
+    """Queries of a file: lines of .txt, a text column of .parquet, vectors of .npy.
+
+    Raises InputError where it cannot be read or holds none.
+    """
+    try:
+        found = _read(Path(path))
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} cannot be read as queries: {error}") from error
+    if not found:
+        raise InputError(f"{path} holds no query")
+    return found
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    kind = path.suffix.lower()
+    if kind == ".npy":
+        vectors = np.load(path, allow_pickle=False)
+        return [{"vector": vector} for vector in np.atleast_2d(vectors)]
+    if kind == ".parquet":
+        table = pq.read_table(path)
+        name = next((n for n in _TEXT_COLUMNS if n in table.column_names), None)
+        if name is None:
+            there = ", ".join(table.column_names)
+            raise ValueError(f"it has no column {' or '.join(_TEXT_COLUMNS)}, but {there}")
+        return [{"text": text} for text in table[name].to_pylist()]
+    if kind == ".txt":
+        lines = path.read_text("utf-8").splitlines()
+        return [{"text": line.strip()} for line in lines if line.strip()]
+    raise ValueError("queries come as .txt, .parquet or .npy")
+
+
+def search_many(
+    searcher: Searcher, queries: list[dict[str, Any]], settings: Mapping[str, Any], out: str
+) -> int:
+    """Answer every query and write the hits as they come; return how many hits there are.
+
+    Columns: query (its number, from 0), text, rank (from 1), then those of a hit.
+    """
+    count, writer = 0, None
+    partial = Path(out).with_name(f".{Path(out).name}.tmp")
+    try:
+        for table in _tables(searcher, queries, settings):
+            writer = writer or pq.ParquetWriter(partial, table.schema, compression="zstd")
+            writer.write_table(table.cast(writer.schema))
+            count += table.num_rows
+        if writer is not None:
+            writer.close()
+            partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _tables(
+    searcher: Searcher, queries: list[dict[str, Any]], settings: Mapping[str, Any]
+) -> Iterator[pa.Table]:
+    for number, query in enumerate(queries):
+        hits = searcher.search(**query, **settings)
+        texts = pa.array([query.get("text")] * len(hits), pa.string())
+        numbers = pa.array(np.full(len(hits), number, np.int32))
+        ranks = pa.array(np.arange(1, len(hits) + 1, dtype=np.int32))
+        columns: dict[str, Any] = {"query": numbers, "text": texts, "rank": ranks}
+        for name in hits.columns:
+            kind = pa.string() if name in ("key", "caption", "url", "shard") else None
+            columns[name] = pa.array(hits[name], kind, from_pandas=True)
+        yield pa.table(columns)

@@ -1,0 +1,97 @@
+"""Blend several wishes into one query: words for and against, keys, a taste for a score.
+
+All of them are vectors of the model's space, and a weighted sum of them is again one: what it
+ranks by is exactly the weighted sum of the cosines. An affine head is a vector too, so a score is
+blended in exactly, without reading a single score.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laionkit.core.embeddings import score_columns
+from laionkit.core.errors import ConfigError, InputError, did_you_mean
+from laionkit.core.files import Folder
+
+_WEIGHTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:\s*(\S.*)", re.DOTALL)
+_LEAST = 1e-4  # below this length a blend has no direction left
+
+Weighted = tuple[float, NDArray[np.float32]]
+
+
+def parse_weighted(wish: str) -> tuple[float, str]:
+    """Split ``1.5:red fox`` into weight and words; without a weight it is 1.
+
+    >>> parse_weighted("0.5:cartoon"), parse_weighted("a red fox")
+    ((0.5, 'cartoon'), (1.0, 'a red fox'))
+    """
+    found = _WEIGHTED.fullmatch(wish)
+    return (float(found[1]), found[2]) if found else (1.0, wish)
+
+
+def parse_boost(wish: str) -> tuple[str, float]:
+    """Split ``aesthetic_v2=0.3`` into column and weight. Raises ConfigError for another form."""
+    column, _, weight = wish.rpartition("=")
+    try:
+        return column.strip(), float(weight)
+    except ValueError as error:
+        raise ConfigError(
+            f"boost {wish!r}: write COLUMN=WEIGHT, such as aesthetic_v2=0.3"
+        ) from error
+
+
+def blend(parts: Sequence[Weighted]) -> NDArray[np.float32]:
+    """The unit vector of a weighted sum. Raises InputError where the parts cancel out."""
+    total = np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0)
+    length = float(np.linalg.norm(total))
+    if length < _LEAST:
+        raise InputError("the parts of this query cancel out: change their weights")
+    return np.asarray(total / length, np.float32)
+
+
+def head_direction(dataset: Folder, name: str, backbone: str | None) -> NDArray[np.float32]:
+    """The unit vector along which a score grows: a column of the dataset's, or a head's file.
+
+    Raises ConfigError where it is neither, no affine head, or a head for another backbone.
+    """
+    from laionkit.backends.heads import load_head
+
+    is_file = name.endswith((".safetensors", ".pth"))
+    head = load_head(name if is_file else _head_of(dataset, name))
+    if backbone is not None and head.backbone != backbone:
+        raise ConfigError(
+            f"boost {name}: its head reads embeddings of {head.backbone}, not of {backbone}"
+        )
+    affine = head.affine()
+    if affine is None:
+        raise ConfigError(
+            f"boost {name}: that head is not affine, so it cannot be blended into a query: "
+            'filter by its score instead, as in --where "nsfw_l14 < 0.1"'
+        )
+    return np.asarray(affine[0] / np.linalg.norm(affine[0]), np.float32)
+
+
+def _head_of(dataset: Folder, column: str) -> str:
+    """The published head that made a score column."""
+    from laionkit.backends.heads import PUBLISHED
+
+    columns = score_columns(dataset)
+    if column not in columns:
+        raise ConfigError(
+            f"boost {column}: {dataset} has no such score{did_you_mean(column, columns)}; "
+            f"it has {', '.join(columns) or 'none'}"
+        )
+    head = str(columns[column].config.get("head"))
+    if head not in PUBLISHED:
+        raise ConfigError(
+            f"boost {column}: that score was not made by a published head; give the head's file, "
+            "as in taste.safetensors=0.3"
+        )
+    return head
+
+
+def boosts_of(wishes: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
+    """Boosts as column → weight, from a mapping or from ``COLUMN=WEIGHT`` texts."""
+    return dict(wishes) if isinstance(wishes, Mapping) else dict(map(parse_boost, wishes))

@@ -1,0 +1,80 @@
+"""Measured recall is what it is; many queries at once; an index explains itself."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.search import execute
+from laionkit.search.evaluation import evaluate
+from laionkit.search.searcher import Searcher
+from laionkit.stages.index import IndexConfig, index
+from laionkit.stages.query import QueryConfig, query_file
+from tests.search.datasets import add_embeddings, clustered, unit
+
+DIM, ROWS = 32, 3000
+VECTORS = clustered(ROWS, DIM, seed=7)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    place = tmp_path_factory.mktemp("evaluation")
+    add_embeddings(place, "00000", VECTORS)
+    index(str(place), IndexConfig(kind="ivf", lists=60))
+    return place
+
+
+def queries(count: int) -> np.ndarray:
+    return unit(np.random.default_rng(1).standard_normal((count, DIM)))
+
+
+def test_exact_answers_have_a_recall_of_one_in_every_cell(dataset):
+    cells = evaluate(Searcher(dataset), {"texts": queries(4)})
+    assert len(cells) == 1 + 3 * 4
+    assert all((cell.recall, cell.exact) == (1, 1) for cell in cells)
+
+
+def test_a_probe_that_scores_too_little_is_seen(dataset, monkeypatch):
+    monkeypatch.setattr(execute, "plan_probe", lambda segment, k, matches: 40)
+    (cell,) = evaluate(Searcher(dataset), {"texts": queries(40)}, selectivities=(1.0,))
+    assert cell.recall < 0.9
+    assert cell.exact == 0
+    assert cell.low < cell.recall < cell.high
+
+
+def test_the_stage_keeps_what_it_measured(dataset):
+    report = index(str(dataset), IndexConfig(kind="ivf", lists=60, evaluate=3))
+    cells = report.extra["evaluation"]
+    assert {cell["queries"] for cell in cells} == {"images"}
+    assert (dataset / "index/toy/evaluation.json").exists()
+    (segment,) = report.extra["index"]["segments"]
+    assert segment["vector_bytes"] == ROWS * DIM * 2
+    assert segment["learnt_from"].endswith("images")
+
+
+def test_many_queries_are_answered_into_one_parquet(dataset, tmp_path):
+    np.save(tmp_path / "queries.npy", queries(5))
+    out = tmp_path / "hits.parquet"
+    config = QueryConfig(k=7, where="original_width < 500")
+    assert query_file(str(dataset), str(tmp_path / "queries.npy"), str(out), config) == 35
+    table = pq.read_table(out)
+    assert table.column_names[:5] == ["query", "text", "rank", "key", "match"]
+    assert table["query"].to_pylist() == [n for n in range(5) for _ in range(7)]
+    one = Searcher(dataset).search(vector=queries(5)[3], k=7, where=config.where)
+    assert table["key"].to_pylist()[21:28] == one.key.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.csv", b"x", "txt, .parquet or .npy"),
+        ("a.npy", b"x", "cannot be read"),
+        ("a.txt", b"\n", "no query"),
+    ],
+)
+def test_unreadable_queries_are_one_clear_line(dataset, tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        query_file(str(dataset), str(tmp_path / name), str(tmp_path / "out.parquet"))
+    with pytest.raises(ConfigError, match="parquet"):
+        query_file(str(dataset), str(tmp_path / name), str(tmp_path / "out.csv"))
