@@ -17,25 +17,82 @@ if TYPE_CHECKING:
         StaleOutput,
     )
     from laionkit.core.runner import Runner, StageReport
+    from laionkit.core.status import status
+    from laionkit.core.table import columns, table
+    from laionkit.recipe import Recipe, load_recipe, run
+    from laionkit.search.hits import Hits
+    from laionkit.search.searcher import Searcher
+    from laionkit.stages.adopt import AdoptConfig, adopt
+    from laionkit.stages.embed import EmbedConfig, embed
+    from laionkit.stages.fetch import FetchConfig, fetch
+    from laionkit.stages.head_fit import HeadFitConfig, fit_head
+    from laionkit.stages.index import IndexConfig, index
+    from laionkit.stages.metadata import MetadataConfig, metadata
+    from laionkit.stages.query import QueryConfig, query
+    from laionkit.stages.score import ScoreConfig, score
+    from laionkit.stages.subset import SubsetConfig, subset
+    from laionkit.stages.subset.loading import load
+    from laionkit.stages.subset.manifest import verify
 
-_HOMES = {
-    "ConfigError": "core.errors",
-    "InputError": "core.errors",
-    "LaionkitError": "core.errors",
-    "Runner": "core.runner",
-    "StageFailed": "core.errors",
-    "StageReport": "core.runner",
-    "StaleOutput": "core.errors",
+_NAMES = {
+    "core.errors": ("ConfigError", "InputError", "LaionkitError", "StageFailed", "StaleOutput"),
+    "core.runner": ("Runner", "StageReport"),
+    "core.status": ("status",),
+    "core.table": ("columns", "table"),
+    "recipe": ("Recipe", "load_recipe", "run"),
+    "search.hits": ("Hits",),
+    "search.searcher": ("Searcher",),
+    "stages.adopt": ("AdoptConfig", "adopt"),
+    "stages.embed": ("EmbedConfig", "embed"),
+    "stages.fetch": ("FetchConfig", "fetch"),
+    "stages.head_fit": ("HeadFitConfig", "fit_head"),
+    "stages.index": ("IndexConfig", "index"),
+    "stages.metadata": ("MetadataConfig", "metadata"),
+    "stages.query": ("QueryConfig", "query"),
+    "stages.score": ("ScoreConfig", "score"),
+    "stages.subset": ("SubsetConfig", "subset"),
+    "stages.subset.loading": ("load",),
+    "stages.subset.manifest": ("verify",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
+    "AdoptConfig",
     "ConfigError",
+    "EmbedConfig",
+    "FetchConfig",
+    "HeadFitConfig",
+    "Hits",
+    "IndexConfig",
     "InputError",
     "LaionkitError",
+    "MetadataConfig",
+    "QueryConfig",
+    "Recipe",
     "Runner",
+    "ScoreConfig",
+    "Searcher",
     "StageFailed",
     "StageReport",
     "StaleOutput",
+    "SubsetConfig",
+    "__version__",
+    "adopt",
+    "columns",
+    "embed",
+    "fetch",
+    "fit_head",
+    "index",
+    "load",
+    "load_recipe",
+    "metadata",
+    "query",
+    "run",
+    "score",
+    "status",
+    "subset",
+    "table",
+    "verify",
 ]
 
 
@@ -44,3 +101,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"laionkit has no public name {name!r}")
     return getattr(importlib.import_module(f"laionkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOMES, "__version__"])

@@ -1,11 +1,16 @@
 """Fixtures shared by all tests."""
 
+import json
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from laionkit.cli import main
 from tests.small_clip import write_small_clip
 
 
@@ -34,3 +39,28 @@ def heads_cache(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small CLIP with seeded weights; ``local-dir:FOLDER`` loads it."""
     return write_small_clip(tmp_path_factory.mktemp("small-clip"))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def laionkit(capsys) -> Callable[..., Ran]:
+    """A function that runs ``laionkit ARGUMENTS`` and returns a Ran."""
+
+    def run(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), out, err)
+
+    return run

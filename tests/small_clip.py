@@ -11,18 +11,19 @@ CONFIG = {
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 
 
-def write_small_clip(folder: Path, seed: int = 0) -> Path:
+def write_small_clip(folder: Path, seed: int = 0, embed_dim: int = 32) -> Path:
     """Write the model into `folder`; ``local-dir:FOLDER`` loads it."""
+    model_cfg = {**CONFIG, "embed_dim": embed_dim}
     import open_clip
     import torch
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**CONFIG)
+    model = open_clip.CLIP(**model_cfg)
     with torch.no_grad():  # the initial positions are too alike for captions to differ
         model.positional_embedding.normal_(std=0.1)
         model.token_embedding.weight.normal_(std=0.5)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESS}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder

@@ -50,7 +50,7 @@ def test_overrides_win_and_are_checked(tmp_path):
     assert recipe.steps[0].config.image_size == 384
     for bad, message in [
         ("fetch.image_size", "give stage.key=value"),
-        ("fetch.size=1", "did you mean"),
+        ("fetch.imge_size=1", "did you mean"),
         ("embed.model=tiny", "no stage 'embed' to set"),
     ]:
         with pytest.raises(ConfigError, match=message):

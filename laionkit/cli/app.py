@@ -16,10 +16,10 @@ from cyclopts import App, CycloptsError, Group, Parameter, default_name_transfor
 from cyclopts.field_info import FieldInfo
 
 from laionkit import __version__
-from laionkit.core.errors import LaionkitError
+from laionkit.core.errors import LaionkitError, is_disk_full
 
 # Flags whose names are Python keywords or letters: field → flag, field → short flag.
-_LONG = {"as_name": "as"}
+_LONG = {"as_name": "as", "schema_name": "schema"}
 _SHORT = {"k": "-k", "output": "-o", "set_": "-s"}
 
 
@@ -60,6 +60,7 @@ _COMMANDS = (
     ("run", _looks, "Run a recipe: stages and their settings in a YAML file."),
     ("status", _looks, "What is done, what was lost and why."),
     ("columns", _looks, "Every column that --where can name: type, origin, nulls, range."),
+    ("verify", _looks, "Check a subset's files and samples against its manifest."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
 )
 for _place, (_name, _group, _help) in enumerate(_COMMANDS):
@@ -81,16 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(_one_line(error), 2)
     except LaionkitError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail(f"interrupted; finished shards are kept. Resume: {_command_line(tokens)}", 130)
     except BrokenPipeError:
         # Whoever read our output has enough (laionkit query … | head).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        _fail(_system_error(error), 1)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; finished shards are kept. Resume: {_command_line(tokens)}", 130)
     sys.exit(0)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _system_error(error: OSError) -> str:
+    if is_disk_full(error):
+        return "no space left on the disk. What is finished is safe: make room and run again"
+    return f"{error.strerror or error}: {error.filename or 'a file'}"
 
 
 def _one_line(error: CycloptsError) -> str:

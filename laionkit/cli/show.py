@@ -1,5 +1,6 @@
 """Print results: a table for people, one JSON document with ``--json``."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ def as_json(value: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return _plain(value.model_dump(mode="json", by_alias=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -52,26 +55,27 @@ def report(result: StageReport, json_output: bool = False) -> None:
 def print_counts(result: StageReport) -> None:
     """Print the line of counts and, below it, a line for each reason."""
     counts, fresh = result.counts, result.shards - result.skipped
-    shards = f"{result.shards} shards" if result.shards != 1 else "1 shard"
-    found = f", {result.skipped} found done" if result.skipped else ""
+    shards = f"{result.shards} shards, " if result.shards != 1 else "1 shard, "
+    found = f"{result.skipped} found done, " if result.skipped else ""
     rate = f", {counts.seen / result.seconds:,.0f}/s" if fresh and result.seconds > 0 else ""
     console.print(
         f"[bold]{result.stage:<10}[/bold] in {counts.seen:,} = ok {counts.ok:,}"
-        f"{_lost(counts)}   [dim]{shards}{found}, {result.seconds:.1f} s{rate}[/dim]"
+        f"{_dropped(counts)}   "
+        f"[dim]{shards if result.shards else ''}{found}{result.seconds:.1f} s{rate}[/dim]"
     )
     for reason, n in sorted(counts.reasons.items(), key=lambda kv: -kv[1]):
         share = 100 * n / max(1, counts.seen)
         console.print(f"  {n:>10,}  {share:5.1f} %  {reason}", markup=False)
 
 
-def _lost(counts: Counts) -> str:
-    lost = sum(counts.reasons.values())
-    return f" + lost {lost:,}" if lost else ""
+def _dropped(counts: Counts) -> str:
+    dropped = sum(counts.reasons.values())
+    return f" + dropped {dropped:,}" if dropped else ""
 
 
 def stages(found: Sequence[StageStatus]) -> None:
     """Print a row a stage, then the reasons of each."""
-    titles = ("stage", "shards", "in", "ok", "lost", "MB", "seconds", "last")
+    titles = ("stage", "shards", "in", "ok", "dropped", "MB", "seconds", "last")
     rows = [
         (
             row.stage,
@@ -81,16 +85,16 @@ def stages(found: Sequence[StageStatus]) -> None:
             row.counts.seen - row.counts.ok,
             round(row.bytes / 1e6, 1),
             round(row.seconds, 1),
-            row.last,
+            row.last[:16].replace("T", " "),
         )
         for row in found
     ]
     table(titles, rows)
-    lost = [
+    dropped = [
         (row.stage, reason, n) for row in found for reason, n in sorted(row.counts.reasons.items())
     ]
-    if lost:
-        table(("stage", "reason", "lost"), lost)
+    if dropped:
+        table(("stage", "reason", "dropped"), dropped)
 
 
 def columns(found: Sequence[ColumnInfo]) -> None:
@@ -115,7 +119,14 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str
     grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for position, name in enumerate(titles):
         numeric = bool(shown) and all(_is_number(row[position]) for row in shown)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        widest = max((len(row[position]) for row in shown), default=0)
+        if numeric:
+            width = max(widest, min(len(name), 11))  # longer names fold
+            grid.add_column(name, justify="right", min_width=width, overflow="fold")
+        elif name == "url":  # cut rather than folded over many lines; --json has it whole
+            grid.add_column(name, no_wrap=True, min_width=8, overflow="ellipsis", ratio=1)
+        else:
+            grid.add_column(name, min_width=min(widest, 20), overflow="fold")
     for row in shown:
         grid.add_row(*row)
     console.print(grid, markup=False)

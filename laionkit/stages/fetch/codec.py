@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+CLOSE_WAIT_S = 5.0
+
 
 class CodecThreads:
     """Runs functions in a few threads for one event loop."""
@@ -22,6 +24,7 @@ class CodecThreads:
         self._work = queue.SimpleQueue()
         self._finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._is_woken = False
+        self._is_closed = False
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._run, name=f"codec-{i}", daemon=True)
@@ -37,12 +40,18 @@ class CodecThreads:
         return future
 
     def close(self) -> None:
-        """Let the threads end after what they are doing."""
+        """Let the threads end after what they are doing, and wait for that a little.
+
+        A thread that is inside a decoder when the interpreter ends would abort the process.
+        """
+        self._is_closed = True
         for _ in self._threads:
             self._work.put(None)
+        for thread in self._threads:
+            thread.join(CLOSE_WAIT_S)
 
     def _run(self) -> None:
-        while (item := self._work.get()) is not None:
+        while (item := self._work.get()) is not None and not self._is_closed:
             future, work = item
             result, error = None, None
             try:

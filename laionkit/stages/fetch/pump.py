@@ -64,6 +64,7 @@ class Pump:
         self._is_up = threading.Event()
         self._stop: asyncio.Event
         self._thread = threading.Thread(target=self._main, name="fetch", daemon=True)
+        self._writers: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._news: Counter[str] = Counter()
         self._bytes_in = 0
@@ -79,6 +80,8 @@ class Pump:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        for writer in self._writers:
+            writer.join()
 
     def submit(self, shard: ShardUnderWay, jobs: list[Job]) -> None:
         """Take a shard's rows that are links or files; the others are finished already."""
@@ -256,4 +259,6 @@ class Pump:
             finally:
                 shard.close()
 
-        threading.Thread(target=write, name=f"write-{shard.name}", daemon=True).start()
+        writer = threading.Thread(target=write, name=f"write-{shard.name}", daemon=True)
+        self._writers = [thread for thread in self._writers if thread.is_alive()] + [writer]
+        writer.start()
