@@ -5,6 +5,7 @@ The revision is pinned to a commit before anything is read; HF_ENDPOINT and HF_T
 
 import fnmatch
 import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, HfFileSystem
@@ -13,6 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from laionkit.core.errors import InputError
 
 DEFAULT_REVISION = "main"
+# The root of what the hub's HTTP client raises, whichever client this release of it has.
+_HttpError: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
 
 
 def find_hub_files(url: str) -> tuple[Any, list[str]]:
@@ -51,3 +54,21 @@ def _matches(name: str, pattern: str) -> bool:
     if not pattern:
         return True
     return name == pattern or name.startswith(pattern + "/") or fnmatch.fnmatch(name, pattern)
+
+
+def upload_folder(folder: Path, repository: str, *, private: bool, message: str) -> str:
+    """Upload a folder as a dataset repository, made where it is not there; the commit's address."""
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message=message,
+            ignore_patterns=[".*"],
+        )
+    except (_HttpError, HFValidationError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{repository} cannot be written on the hub: {why}") from error
+    return str(done.commit_url)

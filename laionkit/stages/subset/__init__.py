@@ -31,11 +31,12 @@ from laionkit.stages.subset.manifest import (
     verify,
     write_manifest,
 )
+from laionkit.stages.subset.publish import push
 from laionkit.stages.subset.report import write_report
 from laionkit.stages.subset.selection import FunnelStep, Selection
 from laionkit.stages.subset.what_if import answers_sql, curves, estimated_bytes
 
-__all__ = ["SubsetConfig", "Verified", "load", "subset", "verify"]
+__all__ = ["SubsetConfig", "Verified", "load", "push", "subset", "verify"]
 
 
 ALIKE = {
@@ -162,6 +163,8 @@ def _choose(table: DatasetTable, config: SubsetConfig, plan: _Plan, *, look: boo
     pictures = config.as_ != "parquet"
     selection.judge(plan.terms, needs_picture=pictures)
     steps.take_from_subsets(selection, config)
+    if config.query.strip() or config.queries:
+        steps.take_nearest(selection, config, plan.terms)
     if look and (pictures or "perceptual" in config.dedup):
         locate(selection, table.folder)
     if config.decontaminate:
@@ -245,6 +248,8 @@ def _needs_rows(config: SubsetConfig, plan: _Plan) -> bool:
         or config.all_of
         or config.none_of
         or config.keys
+        or config.query
+        or config.queries
         or config.decontaminate
         or config.dedup
         or config.top

@@ -17,8 +17,8 @@ class SubsetConfig(StageConfig):
     """What a subset keeps and how it is written.
 
     The order of steps: the picture is there, the preset, `where`, other subsets (`any_of`,
-    `all_of`, `none_of`), `keys`, the picture is in its tar, `decontaminate`, `dedup` (exact,
-    perceptual, semantic), `top`, `cap`.
+    `all_of`, `none_of`), `keys`, `query` and `queries`, the picture is in its tar,
+    `decontaminate`, `dedup` (exact, perceptual, semantic), `top`, `cap`.
     """
 
     name: str
@@ -44,6 +44,15 @@ class SubsetConfig(StageConfig):
     """Drop what is in any of these subsets."""
     keys: str = ""
     """Keep only the keys of this file: parquet with a column `key`, or text with one a line."""
+    query: str = ""
+    """Keep only the pictures nearest to this text, by the index. What the preset and `where` drop
+    takes no place among them."""
+    queries: str = ""
+    """A text file of queries, one a line: what is near any of them is kept."""
+    nearest: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """How many pictures each query brings."""
+    match_above: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Least cosine of a picture with its query; for CLIP's text queries 0.2 to 0.35 is usual."""
     decontaminate: str = ""
     """Drop pictures near those of an evaluation set: an .npy file of vectors, one a row, of the
     model that embedded the dataset, or another dataset embedded with it."""

@@ -14,7 +14,7 @@ from laionkit.core.schemas import SUBSETS
 from laionkit.core.table import DatasetTable
 from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
 from laionkit.ops.images import PictureError, decode
-from laionkit.ops.predicates import quote_name
+from laionkit.ops.predicates import Term, quote_name
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
@@ -44,6 +44,39 @@ def take_from_subsets(selection: Selection, config: SubsetConfig) -> None:
         )
 
 
+def take_nearest(selection: Selection, config: SubsetConfig, terms: Sequence[Term]) -> None:
+    """Keep what is among the nearest of any query, searched under the filters before it."""
+    from laionkit.search.searcher import Searcher
+
+    texts = [config.query] if config.query.strip() else []
+    if config.queries:
+        texts += read_lines(config.queries)
+    where = " AND ".join(f"({term.sql})" for term in terms) or None
+    searcher = Searcher(selection.table.folder.url, config.model or None)
+    found = [
+        searcher.search(text, k=config.nearest, where=where, threshold=config.match_above)
+        for text in texts
+    ]
+    keys = pa.table({"key": pa.array([k for hits in found for k in hits["key"]], pa.string())})
+    said = repr(texts[0][:60]) if len(texts) == 1 else f"any of {len(texts)} queries"
+    selection.keep_only(
+        f"nearest {config.nearest} to {said}", f"not among the nearest to {said}", keys
+    )
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not empty. Raises InputError where it is no text."""
+    folder, _, name = path.rpartition("/")
+    try:
+        lines = Folder(folder or ".").read_bytes(name).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text with one entry a line") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{path} is empty: give one entry a line")
+    return found
+
+
 def kept_keys(dataset: Folder, name: str) -> pa.Table:
     """The keys that a subset keeps. Raises InputError where there is no such subset."""
     find_record(dataset, name)
@@ -59,13 +92,7 @@ def read_keys(path: str) -> pa.Table:
         if "key" not in table.column_names:
             raise InputError(f"{path} has no column key; it has {', '.join(table.column_names)}")
         return pa.table({"key": table.column("key").cast(pa.string())})
-    try:
-        lines = place.read_bytes(name).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is neither parquet nor text with one key a line") from error
-    return pa.table(
-        {"key": pa.array([line.strip() for line in lines if line.strip()], pa.string())}
-    )
+    return pa.table({"key": pa.array(read_lines(path), pa.string())})
 
 
 def drop_exact(selection: Selection, config: SubsetConfig) -> None:
