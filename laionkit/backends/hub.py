@@ -15,7 +15,7 @@ from laionkit.core.errors import InputError
 
 DEFAULT_REVISION = "main"
 # The root of what the hub's HTTP client raises, whichever client this release of it has.
-_HttpError: type[Exception] = HfHubHTTPError.__mro__[1]  # type: ignore[assignment]
+_HttpError: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
 def find_hub_files(url: str) -> tuple[Any, list[str]]:
