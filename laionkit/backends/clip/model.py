@@ -176,7 +176,8 @@ def text_encoder(loaded: Loaded) -> ClipModel:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether torch ran out of the device's memory, or of the machine's."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = str(error).lower()
+    return "out of memory" in words or "can't allocate memory" in words
 
 
 def used_lengths(tokens_NT: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,8 @@ from laionkit.stages.embed.source import (
 
 # Batches decoded or being decoded ahead of the model.
 SLOTS = 4
+# A run long enough, and a share of it spent waiting large enough, to be worth a line.
+LONG_RUN_S, WORTH_SAYING = 30.0, 0.2
 
 
 @dataclass
@@ -88,6 +90,7 @@ class EmbedWorker:
         self.model, self.scorers, self.batch, self.text = model, scorers, batch, text
         self.lookers = lookers
         self.report = site.report
+        self.waited_s = 0.0
         self.local = LocalCopies()
         frames = [model.preprocess, *(head.preprocess for head in lookers)]
         self.pool = DecodePool(frames, batch, decoders, SLOTS)
@@ -113,6 +116,7 @@ class EmbedWorker:
         coming = self._plan(shards)
         ahead: deque[_Work] = deque()
         finishing: deque[Future[Outcome]] = deque()
+        started = time.monotonic()
         while True:
             while self.pool.has_room and (work := next(coming, None)):
                 ahead.append(work)
@@ -125,6 +129,7 @@ class EmbedWorker:
 
         for future in finishing:
             yield future.result()
+        self._say_what_bounds(time.monotonic() - started)
 
     def _end(self, shard: _Shard, finishing: deque[Future[Outcome]]) -> Iterator[Outcome]:
         """Begin the captions of a shard whose pictures are done; yield what is finished."""
@@ -166,7 +171,9 @@ class EmbedWorker:
     def _embed(self, work: _Work) -> None:
         started = time.monotonic()
         lost = work.batch.wait()
-        work.shard.waited_s += time.monotonic() - started
+        waited = time.monotonic() - started
+        work.shard.waited_s += waited
+        self.waited_s += waited
         good = [i for i, why in enumerate(lost) if why is None]
         keys = work.shard.source.keys
         for i, why in enumerate(lost):
@@ -186,6 +193,15 @@ class EmbedWorker:
         self.pool.release(work.batch)
         reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
         self.report(samples_done(f"embed/{self.folder}", len(good), reasons))
+
+    def _say_what_bounds(self, seconds: float) -> None:
+        """Tell the user of a long run whether pictures or the model set its pace."""
+        share = self.waited_s / seconds if seconds > LONG_RUN_S else 0.0
+        if share > WORTH_SAYING:
+            text = (
+                f"the model waited {share:.0%} of the time for pictures: more --decoders may help"
+            )
+            self.report(Note(f"embed/{self.folder}", text))
 
     def _say_halved(self) -> None:
         text = f"out of memory on {self.model.device}: going on with {self.model.fits} pictures"

@@ -98,16 +98,21 @@ def score(
 
 
 def load_encoder(model: str, facts: Mapping[str, Any]) -> "ClipModel":
-    """The model that made the embeddings, to embed words with. Raises InputError for another."""
+    """The model that made the embeddings, to embed words with. Raises InputError for another.
+
+    Adopted embeddings name their model and not its weights: the name is taken at its word.
+    """
     from laionkit.backends.clip.loading import load
     from laionkit.backends.clip.model import text_encoder
 
-    loaded = load(str(facts.get("model")), None)
-    if loaded.weights_sha256 != facts.get("weights_sha256"):
+    name, wanted = facts.get("model"), facts.get("weights_sha256")
+    if not name:
+        raise InputError(f"the embeddings in {model} do not say which model made them")
+    loaded = load(str(name), None)
+    if wanted and loaded.weights_sha256 != wanted:
         raise InputError(
-            f"{facts.get('model')} now has weights of sha256 {loaded.weights_sha256}, the "
-            f"embeddings in {model} were made with {facts.get('weights_sha256')}: words embedded "
-            "with these would not belong to them"
+            f"{name} now has weights of sha256 {loaded.weights_sha256}, the embeddings in {model} "
+            f"were made with {wanted}: words embedded with these would not belong to them"
         )
     return text_encoder(loaded)
 
