@@ -76,6 +76,33 @@ for _ in range(6):
 print(json.dumps({"images_per_s": sorted(rates[1:])[2], "precision": str(loaded.precision),
                   "device": str(loaded.device)}))
 """
+DECODE = """
+import json, sys, time
+from pathlib import Path
+from laionkit.backends.clip import load_model
+from laionkit.core.shards import image_member, read_contents
+from laionkit.stages.embed import auto_decoders
+from laionkit.stages.embed.pool import DecodePool
+model, folder = sys.argv[1:]
+preprocess = load_model(model, precision="fp32", device="cpu").preprocess
+shards = []
+for tar in sorted(Path(folder).glob("*.tar")):
+    with tar.open("rb") as file:
+        members = [image_member(parts)[1] for parts in read_contents(file).samples.values()]
+    shards.append((str(tar), [(member.offset, member.size) for member in members]))
+with DecodePool([preprocess], max(len(m) for _, m in shards), auto_decoders(), 4) as pool:
+    pool.release(first := pool.submit(*shards[0])), first.wait()  # the processes are up
+    started, done, ahead = time.perf_counter(), 0, []
+    for path, members in shards * 4:
+        if not pool.has_room:
+            batch = ahead.pop(0)
+            done += len(batch.wait())
+            pool.release(batch)
+        ahead.append(pool.submit(path, members))
+    done += sum(len(batch.wait()) for batch in ahead)
+    seconds = time.perf_counter() - started
+print(json.dumps({"images_per_s": round(done / seconds, 1), "processes": auto_decoders()}))
+"""
 
 
 def draw(folder: Path, images: int, shard: int) -> Path:
@@ -218,7 +245,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
                 cpus[side][name].append(round(cpu, 2))
                 print(f"round {number} {side} {name}: {wall:.1f} s wall, {cpu:.1f} s CPU")
     more = args.images - args.small
+    decode = [sys.executable, "-c", DECODE, model, str(tars["large"])]
     result: dict[str, Any] = {"wall_s": walls, "cpu_s": cpus, "images": sizes}
+    result["decoding_alone"] = json.loads(timed(decode)[2])
     result["images_per_s"] = {
         s: round(marginal(w["small"], w["large"], more), 2) for s, w in walls.items()
     }

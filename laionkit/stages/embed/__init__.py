@@ -127,7 +127,7 @@ def _open_worker(
         device = choose_device(f"{device.type}:{site.worker % device_count(device)}")
     model = ClipModel(box.loaded(), device, Precision(config.precision))
     assert isinstance(config.batch_size, int)
-    decoders = config.decoders if isinstance(config.decoders, int) else _decoders()
+    decoders = config.decoders if isinstance(config.decoders, int) else auto_decoders()
     return EmbedWorker(
         Folder(url),
         dict(refs),
@@ -184,7 +184,7 @@ class ModelBox:
         return {**self.__dict__, "_loaded": None}
 
 
-def _decoders() -> int:
+def auto_decoders() -> int:
     """All cores but one, and at most 32: beyond that a disk is the limit."""
     return max(1, min(32, (os.cpu_count() or 2) - 1))
 
