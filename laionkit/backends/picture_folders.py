@@ -54,6 +54,10 @@ class PictureTable:
             rows = np.arange(start, start + table.num_rows)
             yield Batch(table.select(list(columns)), rows)
 
+    def statistics(self) -> dict[str, tuple[int, Any, Any]]:
+        """Nothing is known before all is read."""
+        return {}
+
     def _table(self, paths: list[str]) -> pa.Table:
         names = [_name(self.folder.fs, path) for path in paths]
         captions = [self._caption(path) for path in paths]

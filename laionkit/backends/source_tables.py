@@ -27,6 +27,7 @@ BATCH_ROWS = 131_072
 LINES_PER_BATCH = 20_000
 HEAD_ROWS = 1_000
 BLOCK_BYTES = 4 << 20
+LOOK_BYTES = 64 << 10
 MAX_LINE_BYTES = 16 << 20
 _LINK = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.\-]*://\S+")
 
@@ -52,6 +53,9 @@ class SourceTable(Protocol):
 
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
         """Every row, in order, with these columns."""
+
+    def statistics(self) -> dict[str, tuple[int, Any, Any]]:
+        """Column → nulls, least and greatest over all rows, for columns of which they are known."""
 
 
 def open_table(file: SourceFile) -> SourceTable:
@@ -80,10 +84,29 @@ class ParquetTable:
             raise InputError(f"{self.name} has two columns called {', '.join(sorted(doubled))}")
 
     def head(self) -> pa.Table:
-        """The first rows."""
-        with self._parquet() as parquet:
-            first = next(parquet.iter_batches(HEAD_ROWS), None)
-        return pa.table(first) if first is not None else self.schema.empty_table()
+        """The first rows, of which only the first pages are read."""
+        with self._parquet(look=True) as parquet:
+            first = next(parquet.iter_batches(HEAD_ROWS, use_threads=False), None)
+        return self._as_table(first)
+
+    def _as_table(self, batch: pa.RecordBatch | None) -> pa.Table:
+        return self.schema.empty_table() if batch is None else pa.Table.from_batches([batch])
+
+    def statistics(self) -> dict[str, tuple[int, Any, Any]]:
+        """What the footer says of each column, where it says it of every row group."""
+        with self._parquet(look=True) as parquet:
+            footer = parquet.metadata
+        found: dict[str, tuple[int, Any, Any]] = {}
+        for i in range(footer.num_columns):
+            stats = [footer.row_group(g).column(i) for g in range(footer.num_row_groups)]
+            name = stats[0].path_in_schema if stats else ""
+            told = [chunk.statistics for chunk in stats]
+            if name in self.schema.names and all(
+                t is not None and t.has_min_max and t.has_null_count for t in told
+            ):
+                least, greatest = min(t.min for t in told), max(t.max for t in told)
+                found[name] = sum(t.null_count for t in told), least, greatest
+        return found
 
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
         """Every row, in order, with these columns."""
@@ -98,16 +121,19 @@ class ParquetTable:
             raise _unreadable(self.file, error) from error
 
     @contextlib.contextmanager
-    def _parquet(self) -> Iterator[pq.ParquetFile]:
+    def _parquet(self, look: bool = False) -> Iterator[pq.ParquetFile]:
         with contextlib.ExitStack() as stack:
             if self.file.compression is None:
-                raw = stack.enter_context(self.file.open_raw())
+                buffer = LOOK_BYTES if look else BLOCK_BYTES
+                raw = stack.enter_context(self.file.open_raw(buffer))
             else:  # a parquet file is read from its end: unpack it first
                 raw = stack.enter_context(tempfile.TemporaryFile())
                 with self.file.open() as packed:
                     shutil.copyfileobj(packed, raw, BLOCK_BYTES)
                 raw.seek(0)
-            yield pq.ParquetFile(raw, pre_buffer=not self.file.is_local, buffer_size=1 << 20)
+            ahead = not self.file.is_local and not look
+            buffer = LOOK_BYTES if look else 1 << 20
+            yield pq.ParquetFile(raw, pre_buffer=ahead, buffer_size=buffer)
 
 
 class CsvTable:
@@ -152,6 +178,10 @@ class CsvTable:
                 yield Batch(none, np.empty(0, np.int64), tuple(bad))
         except (pa.ArrowException, OSError, EOFError) as error:
             raise _unreadable(self.file, error) from error
+
+    def statistics(self) -> dict[str, tuple[int, Any, Any]]:
+        """Nothing is known before all is read."""
+        return {}
 
     def _find_names(self) -> list[str]:
         with self.file.open() as file:
@@ -236,6 +266,10 @@ class LinesTable:
                 yield Batch(self._table(rows, columns), np.array(numbers, np.int64), tuple(bad))
         except (pa.ArrowException, OSError, EOFError) as error:
             raise _unreadable(self.file, error) from error
+
+    def statistics(self) -> dict[str, tuple[int, Any, Any]]:
+        """Nothing is known before all is read."""
+        return {}
 
     def _parsed(self) -> Iterator[tuple[list[Any], list[int], list[tuple[int, str]]]]:
         with self.file.open() as file:

@@ -82,14 +82,14 @@ class SourceFile:
             return raw
         return cast(BinaryIO, pa.CompressedInputStream(raw, self.compression))
 
-    def open_raw(self) -> BinaryIO:
+    def open_raw(self, buffer_bytes: int = BUFFER_BYTES) -> BinaryIO:
         """Open for reading as it lies there: seekable, ranges only where it is remote."""
         try:
             if self.is_local:
                 return Path(self.path).open("rb")
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror}") from error
-        return io.BufferedReader(RangeFile(self.fs, self.path, self.size, self.name), BUFFER_BYTES)
+        return io.BufferedReader(RangeFile(self.fs, self.path, self.size, self.name), buffer_bytes)
 
 
 @dataclass(frozen=True)

@@ -440,6 +440,9 @@ def connect(memory_mb: int = DEFAULT_MEMORY_MB, threads: int | None = None) -> A
     con.execute(f"SET memory_limit = '{memory_mb}MB'")
     con.execute(f"SET temp_directory = {_text(str(spill))}")
     con.execute("SET enable_progress_bar = false")
+    # A parquet file's statistics leave NaN out, so that DuckDB folds isnan and nullif(x, 'nan') to
+    # "there is none": a safety filter would let NaN pass.
+    con.execute("SET disabled_optimizers = 'statistics_propagation'")
     con.execute("SET parquet_metadata_cache = true")
     if threads:
         con.execute(f"SET threads = {threads}")

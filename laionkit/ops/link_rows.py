@@ -48,7 +48,7 @@ def common_type(a: pa.DataType, b: pa.DataType) -> pa.DataType:
 def canonical(table: pa.Table, reading: Reading, schema: pa.Schema) -> pa.Table:
     """Bring a source's rows into `schema`: renamed, types repaired, absent columns null.
 
-    A value that its type cannot hold becomes null. URLs lose the space around them.
+    A value that its type cannot hold becomes null.
     """
     arrays = []
     columns = {name.lower(): theirs for name, theirs in reading.columns.items()}
@@ -58,10 +58,17 @@ def canonical(table: pa.Table, reading: Reading, schema: pa.Schema) -> pa.Table:
             arrays.append(repair(table[theirs], field.type))
         else:
             arrays.append(pa.nulls(table.num_rows, field.type))
-    out = pa.table(arrays, schema=schema)
-    if "url" in reading.columns:
-        out = _set(out, "url", _trimmed(out["url"]))
-    return out
+    return pa.table(arrays, schema=schema)
+
+
+def with_trimmed_urls(rows: pa.Table) -> pa.Table:
+    """Rows whose links have lost the space around them."""
+    if "url" not in rows.column_names:
+        return rows
+    spaced = pc.match_substring_regex(rows["url"], r"^\s|\s$")
+    if not pc.any(spaced).as_py():
+        return rows
+    return _set(rows, "url", pc.utf8_trim_whitespace(rows["url"]))
 
 
 def with_hash(rows: pa.Table, reading: Reading) -> pa.Table:
@@ -138,11 +145,6 @@ def merge_columns(columns: Sequence[Mapping[str, pa.DataType]]) -> dict[str, pa.
 
 def _set(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
-
-
-def _trimmed(url: pa.ChunkedArray) -> pa.ChunkedArray:
-    spaced = pc.match_substring_regex(url, r"^\s|\s$")
-    return pc.utf8_trim_whitespace(url) if pc.any(spaced).as_py() else url
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -188,3 +188,17 @@ def test_the_records_say_what_is_there_not_the_folder(fetched):
     assert rows_of(fetched, "SELECT count(*) FROM d") == [(ROWS,)]
     record = json.loads((fetched.path / ".laionkit/fetch/00000.json").read_text())
     assert Counts.model_validate(record["counts"]).ok == 9
+
+
+def test_nan_is_null_though_a_files_statistics_leave_it_out(tmp_path):
+    rows = [
+        {**row, "punsafe": float("nan") if i == 1 else 0.1} for i, row in enumerate(laion_rows(3))
+    ]
+    SmallDataset(tmp_path, rows).write_metadata()
+    with DatasetTable(str(tmp_path)) as table:
+        for condition in ("punsafe IS NULL", "coalesce(punsafe, 9) > 5"):
+            found = table.execute(f"SELECT count(*) FROM dataset WHERE {condition}").fetchall()
+            assert found == [(1,)]
+        assert table.execute("SELECT count(*) FROM dataset WHERE punsafe > 0.5").fetchall() == [
+            (0,)
+        ]

@@ -20,10 +20,11 @@ from laionkit.core.runner import Runner, StageReport
 from laionkit.core.schemas import METADATA, RECORDS
 from laionkit.core.worklist import PART_ROLE, unfinished_batches
 from laionkit.stages.metadata.config import MetadataConfig
+from laionkit.stages.metadata.inspection import Inspection, inspect
 from laionkit.stages.metadata.plan import Plan
 from laionkit.stages.metadata.reading import SCRATCH, Reader, Run, Start, check_filters
 
-__all__ = ["MetadataConfig", "metadata"]
+__all__ = ["Inspection", "MetadataConfig", "inspect", "metadata"]
 
 
 def metadata(

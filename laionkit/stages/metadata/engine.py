@@ -13,12 +13,15 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from laionkit.core.errors import ConfigError, StageFailed
 from laionkit.ops.link_filters import Verdict
-from laionkit.ops.predicates import Term, quote_name
+from laionkit.ops.predicates import Term, quote_name, quote_text
 
 BATCH_TIMEOUT_S = 300.0
+WHOLE_TIMEOUT_S = 86_400.0
+SCAN_ROWS = 100_000
 _HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
 
 
@@ -31,17 +34,29 @@ class Judged:
     kept_null: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """Some rows of a scan with ``_row``, ``code`` and ``value`` beside them; or counts alone."""
+
+    rows: pa.Table | None
+    counts: dict[int, int]
+    kept_null: dict[str, int]
+
+
 class LinkEngine:
     """One connection for one run; `close` deletes nothing but frees the scratch folder."""
 
-    def __init__(self, scratch: Path, memory_mb: int, timeout_s: float = BATCH_TIMEOUT_S) -> None:
-        """Open an engine whose tables and spills lie in `scratch`."""
-        self.timeout_s = timeout_s
+    def __init__(self, scratch: Path, memory_mb: int, files: Sequence[str] = ()) -> None:
+        """Open an engine that spills into `scratch` and can read these local files, no other."""
         self._con = duckdb.connect()
         self._con.execute(f"SET memory_limit = '{memory_mb}MB'")
         self._con.execute("SET temp_directory = $1", [str(scratch / "spill")])
         self._con.execute("SET enable_progress_bar = false")
+        # A parquet file's statistics leave NaN out, so that DuckDB folds isnan and
+        # nullif(x, 'nan') to "there is none": a safety filter would let NaN pass.
+        self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
         self._con.execute("SET python_enable_replacements = false")
+        self._con.execute("SET allowed_paths = $1", [list(files)])
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
         self._has_join: list[str] = []
@@ -90,6 +105,45 @@ class LinkEngine:
             found["value"] if values else None,
             {name: n for name, n in nulls.items() if n},
         )
+
+    def scan(
+        self, path: str, picks: str, verdict: Verdict, schema: pa.Schema, *, full: bool
+    ) -> Iterator[Scanned]:
+        """Judge a local parquet file where it lies, reading what a verdict needs and no more.
+
+        `picks` is SQL of the columns of `schema`. With `full`, every row comes with its code and
+        value; else rows that meet the conditions alone, and before them the number of rows of
+        each other code.
+        """
+        source = f"read_parquet({quote_text(path)}, file_row_number = true)"
+        rows = f"SELECT {picks}, file_row_number AS _row FROM {source}"
+        seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
+        names = ", ".join(quote_name(name) for name in schema.names)
+        con = self._con.cursor()  # others insert on the connection while this one streams
+        with contextlib.closing(con), self.deadline(WHOLE_TIMEOUT_S, con):
+            if not full and verdict.conditions != "0":
+                counted = con.execute(
+                    f"SELECT code, count(*) FROM (SELECT {verdict.conditions} AS code "
+                    f"FROM ({seen})) WHERE code > 0 GROUP BY 1 ORDER BY 1"
+                ).fetchall()
+                yield Scanned(None, dict(counted), {})
+            value = f"CASE WHEN code > 0 THEN {verdict.value} END" if full else "NULL"
+            where = "" if full else f" WHERE {verdict.conditions} = 0"
+            nulls = "".join(
+                f", (code = 0 AND {sql}) AS _null{i}"
+                for i, sql in enumerate(verdict.kept_null.values())
+            )
+            reader = con.sql(
+                f"SELECT {names}, _row, code::USMALLINT AS code, {value} AS value{nulls} "
+                f"FROM (SELECT *, {verdict.code} AS code FROM ({seen}){where})"
+            ).to_arrow_reader(SCAN_ROWS)
+            for batch in reader:
+                table = pa.Table.from_batches([batch])
+                kept_null = {
+                    name: pc.sum(table[f"_null{i}"]).as_py() or 0
+                    for i, name in enumerate(verdict.kept_null)
+                }
+                yield Scanned(table, {}, {n: count for n, count in kept_null.items() if count})
 
     def load_list(self, name: str, tables: Iterator[pa.Table]) -> None:
         """Make a list ``name`` of (kind, value, place), where `tables` come from."""
@@ -167,24 +221,22 @@ class LinkEngine:
     def _register(self, rows: pa.Table) -> None:
         """Show `rows` as ``batch``, NaN as null: DuckDB holds NaN for greater than all else."""
         self._con.register("raw_batch", rows)
-        numbers = [f for f in rows.schema if pa.types.is_floating(f.type)]
-        shown = ", ".join(
-            f"nullif({quote_name(f.name)}, 'nan') AS {quote_name(f.name)}" for f in numbers
-        )
-        replaced = f" REPLACE ({shown})" if shown else ""
-        self._con.execute(f"CREATE OR REPLACE TEMP VIEW batch AS SELECT *{replaced} FROM raw_batch")
+        shown = _nan_as_null(rows.schema)
+        self._con.execute(f"CREATE OR REPLACE TEMP VIEW batch AS SELECT *{shown} FROM raw_batch")
 
     @contextlib.contextmanager
-    def deadline(self) -> Iterator[None]:
+    def deadline(
+        self,
+        timeout_s: float = BATCH_TIMEOUT_S,
+        con: duckdb.DuckDBPyConnection | None = None,
+    ) -> Iterator[None]:
         """Give up a query after the time allowed; turn the engine's errors into ours."""
-        timer = threading.Timer(self.timeout_s, self._con.interrupt)
+        timer = threading.Timer(timeout_s, (con or self._con).interrupt)
         timer.start()
         try:
             yield
         except duckdb.InterruptException as error:
-            raise ConfigError(
-                f"a filter took more than {self.timeout_s:g} s for one batch: simplify it"
-            ) from error
+            raise ConfigError(f"a filter took more than {timeout_s:g} s: simplify it") from error
         except duckdb.OutOfMemoryException as error:
             raise StageFailed(f"metadata: {_one_line(error)}; raise --memory-mb") from error
         except duckdb.IOException as error:
@@ -193,6 +245,13 @@ class LinkEngine:
             raise ConfigError(f"--where: {_one_line(error)}") from error
         finally:
             timer.cancel()
+
+
+def _nan_as_null(schema: pa.Schema) -> str:
+    """SQL that replaces NaN by null in ``SELECT *``."""
+    names = [quote_name(f.name) for f in schema if pa.types.is_floating(f.type)]
+    shown = ", ".join(f"nullif({name}, 'nan') AS {name}" for name in names)
+    return f" REPLACE ({shown})" if shown else ""
 
 
 def _one_line(error: BaseException) -> str:

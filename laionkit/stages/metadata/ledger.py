@@ -1,7 +1,7 @@
 """The ledger: every dropped row with its one reason, in ``metadata/dropped.parquet``."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -56,17 +56,14 @@ class Ledger:
         self,
         sources: pa.Array | int,
         rows: np.ndarray,
-        urls: pa.ChunkedArray | pa.Array,
+        urls: pa.ChunkedArray | pa.Array | None,
         codes: np.ndarray,
         values: pa.ChunkedArray | pa.Array | None,
     ) -> None:
         """Write down rows that were all dropped: source number, row number, link, code, value."""
         if not len(codes):
             return
-        for code, count in enumerate(np.bincount(codes).tolist()):
-            if count:
-                name = self._reasons[code]
-                self.counts[name] = self.counts.get(name, 0) + count
+        self.count({c: n for c, n in enumerate(np.bincount(codes).tolist()) if n})
         if not self.full:
             return
         if isinstance(sources, int):
@@ -84,6 +81,12 @@ class Ledger:
             schema=SCHEMA,
         )
         self._writer.write_table(table)
+
+    def count(self, codes: Mapping[int, int]) -> None:
+        """Count dropped rows that nobody writes down: code → rows."""
+        for code, rows in codes.items():
+            name = self._reasons[code]
+            self.counts[name] = self.counts.get(name, 0) + rows
 
     def add_unreadable(self, source: int, bad: Sequence[tuple[int, str]], code: int) -> None:
         """Write down what was no row at all: (number, text)."""

@@ -17,7 +17,7 @@ import pyarrow.ipc as ipc
 from laionkit.core.schemas import Reason
 from laionkit.ops.link_filters import Reasons
 from laionkit.ops.predicates import quote_name, quote_text
-from laionkit.stages.metadata.engine import LinkEngine
+from laionkit.stages.metadata.engine import WHOLE_TIMEOUT_S, LinkEngine
 
 BUCKET_ROWS = 262_144
 MOST_BUCKETS = 200
@@ -102,8 +102,7 @@ class LinkOrder:
     def settle(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Yield (rows, codes): kept rows (code 0) in their final order, and the dropped ones."""
         self._stack.close()
-        self.engine.timeout_s *= 100  # over all rows, no longer over one batch
-        with self.engine.deadline():
+        with self.engine.deadline(WHOLE_TIMEOUT_S):
             self._con.execute(f"CREATE TABLE judged AS {self._judged_sql()}")
             self._con.execute("DROP TABLE narrow")
             self._limit()

@@ -11,7 +11,7 @@ from laionkit.core.errors import ConfigError, InputError, did_you_mean
 from laionkit.core.keys import KeyScheme
 from laionkit.ops import link_rows
 from laionkit.ops.laion_schemas import Reading, detect
-from laionkit.ops.predicates import Term, parse_where
+from laionkit.ops.predicates import Term, parse_where, quote_name
 from laionkit.ops.presets import choose_preset
 from laionkit.stages.metadata.config import MetadataConfig
 
@@ -21,17 +21,29 @@ if TYPE_CHECKING:
 # A row of text is never shorter; it bounds the rows of a file whose rows nobody counted.
 _LEAST_ROW_BYTES = 12
 _MOST_COMPRESSION = 20
+_ENGINE_NUMBERS = {
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+}
+_ENGINE_TYPES = {**_ENGINE_NUMBERS, pa.string(): "VARCHAR", pa.bool_(): "BOOLEAN"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sources, opened. `identities` names the content of each, `pictures` the folders."""
+    """The sources, opened.
+
+    `identities` names the content of each, `pictures` the folders, `scannable` the local parquet
+    files that the engine can read where they lie.
+    """
 
     tables: list["SourceTable"]
     readings: list[Reading]
     identities: dict[str, str]
     sizes: dict[str, int]
     pictures: frozenset[str]
+    scannable: frozenset[str]
     schema: pa.Schema
 
     @classmethod
@@ -43,7 +55,8 @@ class Plan:
         from laionkit.backends.sources import SourceFile, find_sources
 
         tables: list[SourceTable] = []
-        identities, sizes, pictures = {}, {}, set()
+        identities, sizes = {}, {}
+        pictures, scannable = set(), set()
         found = find_sources(sources)
         if config.download:
             found = keep_files(found, config.download)
@@ -51,6 +64,8 @@ class Plan:
             if isinstance(source, SourceFile):
                 tables.append(open_table(source))
                 identities[source.name] = source.identity
+                if source.is_local and source.format == "parquet" and not source.compression:
+                    scannable.add(source.name)
                 sizes[source.name] = source.size * (_MOST_COMPRESSION if source.compression else 1)
             else:
                 table = PictureTable(source)
@@ -61,7 +76,15 @@ class Plan:
         schema = _output_schema(tables, readings)
         if config.join:
             schema = _with_joined(schema, config)
-        return cls(tables, readings, identities, sizes, frozenset(pictures), schema)
+        return cls(
+            tables,
+            readings,
+            identities,
+            sizes,
+            frozenset(pictures),
+            frozenset(scannable),
+            schema,
+        )
 
     def total(self) -> int | None:
         """Rows in all, where every source knows."""
@@ -141,6 +164,32 @@ def _output_schema(tables: Sequence["SourceTable"], readings: Sequence[Reading])
             one.setdefault("hash", pa.int64())
         columns.append(one)
     return pa.schema(list(link_rows.merge_columns(columns).items()))
+
+
+def scan_columns(given: pa.Schema, reading: Reading, schema: pa.Schema) -> str | None:
+    """SQL that reads a parquet file's columns into `schema`; None where a cast is not plain.
+
+    Plain is what the engine does as ``link_rows.repair`` does: the same type, or between numbers.
+    """
+    by_lower = {name.lower(): theirs for name, theirs in reading.columns.items()}
+    doubled = len({name.lower() for name in given.names}) < len(given.names)
+    picks = []
+    for field in schema:
+        theirs, ours = by_lower.get(field.name.lower()), quote_name(field.name)
+        kind = _ENGINE_TYPES.get(field.type)
+        if kind is None or doubled:
+            return None
+        if theirs is None:
+            picks.append(f"NULL::{kind} AS {ours}")
+            continue
+        found = given.field(theirs).type
+        if found == field.type:
+            picks.append(f"{quote_name(theirs)} AS {ours}")
+        elif found in _ENGINE_NUMBERS and field.type in _ENGINE_NUMBERS:
+            picks.append(f"TRY_CAST({quote_name(theirs)} AS {kind}) AS {ours}")
+        else:
+            return None
+    return ", ".join(picks)
 
 
 def open_join(config: MetadataConfig) -> tuple["SourceTable", dict[str, str]]:

@@ -24,10 +24,10 @@ from laionkit.ops.laion_schemas import Reading
 from laionkit.ops.link_filters import Reasons, Verdict, build_verdict
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.ledger import UNREADABLE, Ledger
-from laionkit.stages.metadata.plan import Plan, joined_columns, open_join
+from laionkit.stages.metadata.plan import Plan, joined_columns, open_join, scan_columns
 
 if TYPE_CHECKING:
-    from laionkit.backends.source_tables import Batch
+    from laionkit.backends.source_tables import Batch, SourceTable
     from laionkit.stages.metadata.engine import LinkEngine
     from laionkit.stages.metadata.order import LinkOrder, OrderSteps
 
@@ -118,7 +118,7 @@ class Reader:
         from laionkit.stages.metadata.engine import LinkEngine
         from laionkit.stages.metadata.lists import read_lists
 
-        engine = LinkEngine(scratch, self.config.memory_mb)
+        engine = LinkEngine(scratch, self.config.memory_mb, sorted(self.plan.scannable))
         with contextlib.closing(engine):
             for name, files in self._lists().items():
                 engine.load_list(name, read_lists(files))
@@ -171,6 +171,10 @@ class Reader:
             zip(self.plan.tables, self.plan.readings, strict=True)
         ):
             verdict = self._verdict(reading)
+            picks = self._scannable(table, reading, order)
+            if picks is not None:
+                self._scan(engine, order, number, reading, verdict, picks)
+                continue
             columns = list(dict.fromkeys(reading.columns.values()))
             for batch in table.batches(columns):
                 self._take(engine, order, number, reading, verdict, batch)
@@ -178,6 +182,45 @@ class Reader:
                     last = int(batch.rows[-1]) if len(batch.rows) else 0
                     self.unread = f"limit reached: {table.name} after row {last} was not read"
                     return
+
+    def _scannable(
+        self, table: "SourceTable", reading: Reading, order: "LinkOrder | None"
+    ) -> str | None:
+        """SQL that reads a local parquet file under canonical names, where that is all it takes."""
+        config = self.config
+        stops_early = config.limit is not None and order is None
+        if table.name not in self.plan.scannable or stops_early or config.keep_keys:
+            return None
+        if self._early_hash():
+            return None
+        return scan_columns(table.schema, reading, self.plan.schema)
+
+    def _scan(
+        self,
+        engine: "LinkEngine",
+        order: "LinkOrder | None",
+        number: int,
+        reading: Reading,
+        verdict: Verdict,
+        picks: str,
+    ) -> None:
+        """Judge a source inside the engine, which reads what the verdict needs and no more."""
+        table, schema = self.plan.tables[number], self.plan.schema
+        full = self.ledger.full
+        for found in engine.scan(table.name, picks, verdict, schema, full=full):
+            self._note_nulls(found.kept_null)
+            self.ledger.count(found.counts)
+            lost = Counts.of(0, {self.reasons.names[c]: n for c, n in found.counts.items()})
+            kept = 0
+            if found.rows is not None:
+                codes = found.rows["code"].to_numpy()
+                numbers = found.rows["_row"].to_numpy()
+                rows = found.rows.select(schema.names).cast(schema)
+                rows = self._drop(number, rows, numbers, codes, found.rows["value"])
+                keep = codes == 0
+                kept = self._keep(order, number, reading, rows, numbers[keep])
+                lost = self._lost(codes)
+            self.runner.progress.emit(SamplesDone(METADATA, Counts.of(kept, lost.reasons)))
 
     def _verdict(self, reading: Reading) -> Verdict:
         sample = (self.config.sample, self.config.seed) if self.config.sample else None
@@ -200,35 +243,68 @@ class Reader:
         verdict: Verdict,
         batch: "Batch",
     ) -> None:
-        lost = dict(self.ledger.counts)
-        kept_before = self.kept
         rows = self._prepare(engine, reading, batch)
         judged = engine.judge(rows, verdict, values=self.ledger.full)
-        for name, count in judged.kept_null.items():
-            self.kept_null[name] = self.kept_null.get(name, 0) + count
+        self._note_nulls(judged.kept_null)
         if batch.bad:
             self.ledger.add_unreadable(number, batch.bad, self.reasons.code(UNREADABLE))
+        rows = self._drop(number, rows, batch.rows, judged.codes, judged.values)
         keep = judged.codes == 0
-        if not keep.all():
-            gone = pa.array(~keep)
-            values = judged.values.filter(gone) if judged.values is not None else None
-            links = _links(rows).filter(gone) if self.ledger.full else None
-            self.ledger.add(number, batch.rows[~keep], links, judged.codes[~keep], values)
-            rows = rows.filter(pa.array(keep))
-        if "hash" in rows.column_names and not self._early_hash():
-            rows = link_rows.with_hash(rows, reading)
         extra = [n for n in (_BLOCKED, _OPTED_OUT) if n in rows.column_names]
         rows = self._with_keys(rows.drop_columns(extra), batch, keep)
-        numbers = batch.rows[keep]
-        if order is not None:
-            sources = pa.array(np.full(rows.num_rows, number, np.int32))
-            rows = rows.append_column(pa.field(_SOURCE, pa.int32()), sources)
-            order.add(rows.append_column(pa.field(_ROW, pa.int64()), pa.array(numbers)))
-        else:
-            self._keep_up_to_limit(rows, number, numbers)
-        fresh = {r: n - lost.get(r, 0) for r, n in self.ledger.counts.items()}
-        kept = rows.num_rows if order is not None else self.kept - kept_before
-        self.runner.progress.emit(SamplesDone(METADATA, Counts.of(kept, fresh)))
+        kept = self._keep(order, number, reading, rows, batch.rows[keep])
+        lost = self._lost(judged.codes, len(batch.bad), int(keep.sum()) - kept)
+        self.runner.progress.emit(SamplesDone(METADATA, Counts.of(kept, lost.reasons)))
+
+    def _note_nulls(self, kept_null: dict[str, int]) -> None:
+        for name, count in kept_null.items():
+            self.kept_null[name] = self.kept_null.get(name, 0) + count
+
+    def _lost(self, codes: np.ndarray, unreadable: int = 0, over_limit: int = 0) -> Counts:
+        """Counts of the rows of a batch that were dropped."""
+        names = self.reasons.names
+        counts = {names[c]: n for c, n in enumerate(np.bincount(codes).tolist()) if c and n}
+        for reason, count in ((UNREADABLE, unreadable), (Reason.OVER_LIMIT.value, over_limit)):
+            if count:
+                counts[reason] = counts.get(reason, 0) + count
+        return Counts.of(0, counts)
+
+    def _drop(
+        self,
+        number: int,
+        rows: pa.Table,
+        numbers: np.ndarray,
+        codes: np.ndarray,
+        values: pa.ChunkedArray | None,
+    ) -> pa.Table:
+        """Note the rows that have a code; return the others."""
+        keep = codes == 0
+        if keep.all():
+            return rows
+        gone = pa.array(~keep)
+        links = _links(rows).filter(gone) if self.ledger.full else None
+        values = values.filter(gone) if self.ledger.full and values is not None else None
+        self.ledger.add(number, numbers[~keep], links, codes[~keep], values)
+        return rows.filter(pa.array(keep))
+
+    def _keep(
+        self,
+        order: "LinkOrder | None",
+        number: int,
+        reading: Reading,
+        rows: pa.Table,
+        numbers: np.ndarray,
+    ) -> int:
+        """Hand kept rows on: to be ordered with all others, or to be written. Returns how many."""
+        rows = link_rows.with_trimmed_urls(rows)
+        if "hash" in rows.column_names and not self._early_hash():
+            rows = link_rows.with_hash(rows, reading)
+        if order is None:
+            return self._keep_up_to_limit(rows, number, numbers)
+        sources = pa.array(np.full(rows.num_rows, number, np.int32))
+        rows = rows.append_column(pa.field(_SOURCE, pa.int32()), sources)
+        order.add(rows.append_column(pa.field(_ROW, pa.int64()), pa.array(numbers)))
+        return int(rows.num_rows)
 
     def _prepare(self, engine: "LinkEngine", reading: Reading, batch: "Batch") -> pa.Table:
         """Rows under canonical names, with what filters may ask beside them."""
@@ -236,6 +312,8 @@ class Reader:
         own = pa.schema([f for f in self.plan.schema if f.name not in added])
         rows = link_rows.canonical(batch.table, reading, own)
         lists = self._lists()
+        if self._early_hash():
+            rows = link_rows.with_trimmed_urls(rows)
         if self._early_hash() and "hash" in rows.column_names:
             rows = link_rows.with_hash(rows, reading)
         if self.config.normalize_urls and "url" in reading.columns:
@@ -268,8 +346,8 @@ class Reader:
             )
         return rows.add_column(0, pa.field("key", pa.string()), keys)
 
-    def _keep_up_to_limit(self, rows: pa.Table, number: int, numbers: np.ndarray) -> None:
-        left = rows.num_rows
+    def _keep_up_to_limit(self, rows: pa.Table, number: int, numbers: np.ndarray) -> int:
+        left = int(rows.num_rows)
         if self.config.limit is not None:
             left = min(left, self.config.limit - self.kept)
         if left < rows.num_rows:
@@ -278,6 +356,7 @@ class Reader:
             self.ledger.add(number, numbers[left:], _links(over), codes, None)
         self.writer.add(rows.slice(0, left))
         self.kept += left
+        return left
 
     def _settle(self, order: "LinkOrder") -> None:
         """Write what all rows together keep, in its final order."""
