@@ -14,7 +14,7 @@ from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.worklist import WorkList
-from laionkit.stages.metadata import MetadataConfig, metadata
+from laionkit.stages.metadata import MetadataConfig, inspect, metadata
 
 ROWS = [{"url": f"http://pics.example/{i}.jpg", "text": f"picture {i}"} for i in range(25)]
 
@@ -250,3 +250,19 @@ def test_real_files_are_read_whole(tmp_path, real_data, name, rows):
     report = make(real_data / "metadata" / name, tmp_path / "d", shard_size=1000)
     assert (report.counts.ok, report.counts.reasons) == (rows, {})
     assert kept(tmp_path / "d")["url"].null_count == 0
+
+
+def test_inspect_says_what_is_there_and_touches_nothing(tmp_path):
+    rows = [{**row, "WIDTH": i, "punsafe": None if i < 5 else 0.5} for i, row in enumerate(ROWS)]
+    source = write(tmp_path, "parquet", rows)
+    before = sorted(tmp_path.rglob("*"))
+    look = inspect([str(source)]).sources[0]
+    assert (look.set_name, look.rows) == ("generic", 25)
+    columns = {column.name: column for column in look.columns}
+    assert columns["caption"].source_name == "text"
+    width = columns["width_published"]
+    assert (width.nulls, width.least, width.greatest, width.whole) == (0, 0, 24, True)
+    assert sum(width.histogram) == 25
+    assert columns["punsafe"].nulls == 5
+    assert sorted(tmp_path.rglob("*")) == before
+    assert inspect([str(write(tmp_path, "csv"))]).sources[0].rows is None
