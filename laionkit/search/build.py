@@ -79,8 +79,9 @@ def build_segment(
     lengths = _Lengths()
     with dataset.create(base + VECTORS) as file:
         knn.write_flat(_io(file), source.dim, len(order), lengths.watch(source.blocks(order)))
-    built.info = built.info.model_copy(update={"drift": lengths.drift})
     built.add("vectors", base + VECTORS, file)
+    said = {"drift": lengths.drift, "vectors_sha256": built.files["vectors"].sha256}
+    built.info = built.info.model_copy(update=said)
     position_of = np.full(source.rows, -1, np.int64)
     position_of[order] = np.arange(len(order))
     _write_rows(dataset, base + ROWS, refs, key, position_of, built, metadata)

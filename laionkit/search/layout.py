@@ -41,6 +41,7 @@ class SegmentInfo(BaseModel):
 
     name: str
     rows: int
+    vectors_sha256: str = ""
     lists: int = 0
     drift: float = 0.0
     dead: int = 0

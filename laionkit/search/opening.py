@@ -8,6 +8,7 @@ from laionkit.core.embeddings import model_made
 from laionkit.core.errors import InputError, did_you_mean
 from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
+from laionkit.search.cache import open_segment
 from laionkit.search.layout import Pointer, index_folder, read_pointer
 from laionkit.search.segment import AnySegment, ForeignSegment, Segment
 from laionkit.search.view import IMAGE_INDEX
@@ -71,7 +72,7 @@ def _open_segments(folder: Folder, pointer: Pointer) -> list[Segment]:
     segments: list[Segment] = []
     start = 0
     for info in pointer.segments:
-        segments.append(Segment(folder, info, start))
+        segments.append(open_segment(folder, info, start))
         start += info.rows
     return segments
 

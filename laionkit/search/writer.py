@@ -13,6 +13,7 @@ from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
 from laionkit.search import bits
 from laionkit.search.build import Built, Shape, build_segment
+from laionkit.search.cache import open_segment
 from laionkit.search.layout import (
     FORGOTTEN,
     Pointer,
@@ -112,7 +113,7 @@ class IndexWriter:
         shards = {name: content for name, content in info.shards.items() if name not in gone}
         if len(shards) == len(info.shards):
             return info
-        segment = Segment(self.folder, info, 0)
+        segment = open_segment(self.folder, info, 0)
         dead = segment.rows_of_shards(set(info.shards) - set(shards))
         return self._mark(segment, dead, generation).model_copy(update={"shards": shards})
 
@@ -138,7 +139,7 @@ class IndexWriter:
         wanted = pa.array(sorted(known), pa.string())
         segments = []
         for info in pointer.segments:
-            segment = Segment(self.folder, info, 0)
+            segment = open_segment(self.folder, info, 0)
             found = pc.is_in(segment.rows.keys(), value_set=wanted).to_numpy()
             segments.append(self._mark(segment, found, generation) if found.any() else info)
         lost = sum(s.dead for s in segments) - sum(s.dead for s in pointer.segments)

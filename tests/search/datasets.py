@@ -29,7 +29,7 @@ def clustered(rows: int, dim: int, seed: int = 0, clusters: int = 40) -> NDArray
 
 
 def add_embeddings(
-    dataset: Path,
+    dataset: Path | str,
     shard: str,
     vectors: NDArray[Any],
     captions: list[str] | None = None,

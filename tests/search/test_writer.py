@@ -29,7 +29,7 @@ def dataset(tmp_path) -> Path:
     return tmp_path
 
 
-def writer_of(dataset: Path) -> IndexWriter:
+def writer_of(dataset: Path | str) -> IndexWriter:
     folder = Folder(dataset)
     facts = model_made(folder, "toy").facts
     return IndexWriter(folder, "toy", facts, lambda rows, dim: Shape(0))
@@ -163,3 +163,17 @@ def test_readers_see_one_state_while_a_writer_appends_and_compacts(dataset):
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+def test_a_remote_index_is_searched_through_a_local_copy(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAIONKIT_INDEXES", str(tmp_path / "cache"))
+    url = f"memory://{tmp_path.name}"
+    keys = add_embeddings(url, "00000", VECTORS[:300])
+    index(url, IndexConfig(kind="ivf", lists=8))
+    for _ in range(2):
+        hits = Searcher(url).search(vector=VECTORS[7], k=3, where="original_width < 100")
+        assert hits.key[0] == keys[7]
+    assert len(list((tmp_path / "cache").glob("*/segments/00001/*"))) == 3
+    writer_of(url).forget([keys[7]])
+    assert Searcher(url).search(vector=VECTORS[7], k=1).key[0] != keys[7]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
