@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import Bitmap, ListStore
+from laionkit.backends.knn import Bitmap, ListStore, dot_rows
 
 Method = Literal["empty", "scan", "probe"]
 
@@ -91,7 +91,7 @@ def choose_lists(
 ) -> tuple[NDArray[np.int64], int]:
     """The nearest lists that together hold `wanted` matching rows, and how many they hold."""
     matches = matches_per_list(store.starts, keep)
-    nearest = np.argsort(-(store.centroids_LD @ query_D), kind="stable")
+    nearest = np.argsort(-dot_rows(store.centroids_LD, query_D), kind="stable")
     nearest = nearest[matches[nearest] > 0]
     held = np.cumsum(matches[nearest])
     count = min(int(np.searchsorted(held, wanted)) + 1, len(nearest))
