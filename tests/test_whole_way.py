@@ -7,13 +7,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from laionkit import table
+from laionkit import Searcher, table
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.status import status
@@ -104,3 +105,20 @@ def assert_subset_loads(dataset: Path) -> None:
     samples = list(webdataset.WebDataset(shards, shardshuffle=False, nodesplitter=None))
     assert len(samples) == kept.num_rows
     assert all({"jpg", "txt", "json"} <= set(sample) for sample in samples)
+
+
+def test_an_adopted_clip_retrieval_run_finds_what_its_own_index_finds(
+    laionkit, real_data, tmp_path
+):
+    run = real_data / "clip/fashion9-clip-retrieval-run"
+    dataset = tmp_path / "set"
+    declared = ("--backbone-id", "openai/ViT-B-32")
+    assert laionkit("adopt", run / "embeddings", dataset, *declared, "-q").code == 0
+    assert laionkit("index", dataset, "-q").code == 0
+    ours, theirs = Searcher(dataset), faiss.read_index(str(run / "index/image.index"))
+    keys = pq.read_table(run / "index/metadata/metadata_0.parquet")["image_path"].to_pylist()
+    for text in np.load(run / "embeddings/text_emb/text_emb_0.npy").astype(np.float32):
+        cosines, rows = theirs.search(text[None] / np.linalg.norm(text), 5)
+        hits = ours.search(vector=text, k=5)
+        assert hits.key.tolist() == [keys[row] for row in rows[0]]
+        assert np.allclose(hits.match, cosines[0], atol=2e-3)
