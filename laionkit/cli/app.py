@@ -63,11 +63,47 @@ _COMMANDS = (
     ("verify", _looks, "Check a subset's files and samples against its manifest."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
 )
+_EXAMPLES = {
+    "metadata": (
+        "laionkit metadata links.parquet my-set",
+        "laionkit metadata hf://datasets/laion/laion2B-en-aesthetic my-set",
+        "laionkit metadata ~/Pictures album",
+    ),
+    "fetch": (
+        "laionkit fetch my-set --image-size 384",
+        "laionkit fetch my-set --part 1/4        (on the first of four machines)",
+    ),
+    "adopt": (
+        "laionkit adopt ../laion400m-shards my-set",
+        "laionkit adopt ../clip-retrieval-run/embeddings my-set --model ViT-B-32-quickgelu/openai",
+    ),
+    "embed": ("laionkit embed my-set --model ViT-L-14-quickgelu/openai --heads aesthetic-v2",),
+    "score": ("laionkit score my-set --heads aesthetic-v1,aesthetic-v2",),
+    "query": (
+        'laionkit query my-set "a red fox in snow" --where "width >= 512" -k 20',
+        'laionkit query my-set "a fox" --minus "0.5:cartoon" --boost aesthetic_v2=0.3',
+        "laionkit query my-set --image fox.jpg --sheet hits.png",
+        "laionkit query my-set --queries texts.txt -o hits.parquet",
+    ),
+    "subset": (
+        'laionkit subset my-set --name best --where "aesthetic_v2 >= 6 AND punsafe < 0.1"',
+        "laionkit subset my-set --name sd --preset sd-v2 --as parquet",
+    ),
+    "run": ("laionkit run laion-aesthetics my-set links.parquet -s fetch.image_size=384",),
+    "verify": ("laionkit verify my-set best",),
+}
+
 for _place, (_name, _group, _help) in enumerate(_COMMANDS):
     _home = f"laionkit.cli.commands:{_name}"
-    app.command(_home, name=_name, group=_group, help=_help, sort_key=_place)
+    _shown = "\n\n".join(_EXAMPLES.get(_name, ()))
+    app.command(_home, name=_name, group=_group, help=_help, help_epilogue=_shown, sort_key=_place)
 _head = App(name="head", help="Fit a scoring head on your own ratings.", group=_stages, sort_key=4)
-_head.command("laionkit.cli.commands:head_fit", name="fit", help="Fit a linear head.")
+_head.command(
+    "laionkit.cli.commands:head_fit",
+    name="fit",
+    help="Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET.",
+    help_epilogue="laionkit head fit ratings.csv my-set -o heads/my-taste.safetensors",
+)
 app.command(_head)
 
 

@@ -1,8 +1,7 @@
 """One thin function per command: flags in, a stage's function, its report out."""
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -24,7 +23,7 @@ from laionkit.stages.index import IndexConfig
 from laionkit.stages.index import index as index_stage
 from laionkit.stages.metadata import MetadataConfig
 from laionkit.stages.metadata import metadata as metadata_stage
-from laionkit.stages.query import QueryConfig, answer, open_searcher
+from laionkit.stages.query import QueryConfig, answer, open_searcher, query_file
 from laionkit.stages.query import query as query_stage
 from laionkit.stages.score import ScoreConfig
 from laionkit.stages.score import score as score_stage
@@ -36,20 +35,13 @@ flat = Parameter(name="*")
 
 
 def metadata(
-    *paths: str,
+    *paths: Annotated[
+        str, Parameter(help="SOURCE… DATASET: what to read, then the dataset's folder.")
+    ],
     config: Annotated[MetadataConfig, flat] = MetadataConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Read link tables or a folder of pictures into a clean work list.
-
-    laionkit metadata links.parquet my-set
-    laionkit metadata hf://datasets/laion/laion2B-en-aesthetic my-set
-    laionkit metadata ~/Pictures album
-
-    Parameters
-    ----------
-    paths: SOURCE… DATASET: what to read, then the dataset's folder.
-    """
+    """Read link tables or a folder of pictures into a clean work list."""
     if len(paths) < 2:
         raise ConfigError("give SOURCE… DATASET, such as: laionkit metadata links.parquet my-set")
     *sources, dataset = paths
@@ -63,11 +55,7 @@ def fetch(
     config: Annotated[FetchConfig, flat] = FetchConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Download, check and resize the images of DATASET into webdataset shards.
-
-    laionkit fetch my-set --image-size 384
-    laionkit fetch my-set --part 1/4        (on the first of four machines)
-    """
+    """Download, check and resize the images of DATASET into webdataset shards."""
     show.report(fetch_stage(dataset, config, runner=how.runner()), how.json)
 
 
@@ -79,11 +67,7 @@ def adopt(
     config: Annotated[AdoptConfig, flat] = AdoptConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Register existing shards or embeddings of FOLDER in DATASET, in place and read-only.
-
-    laionkit adopt ../laion400m-shards my-set
-    laionkit adopt ../clip-retrieval-run/embeddings my-set --model ViT-B-32-quickgelu/openai
-    """
+    """Register existing shards or embeddings of FOLDER in DATASET, in place and read-only."""
     show.report(adopt_stage(folder, dataset, config, runner=how.runner()), how.json)
 
 
@@ -94,10 +78,7 @@ def embed(
     config: Annotated[EmbedConfig, flat] = EmbedConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Compute CLIP vectors of DATASET's images and captions, and scores on the way.
-
-    laionkit embed my-set --model ViT-L-14-quickgelu/openai --heads aesthetic-v2
-    """
+    """Compute CLIP vectors of DATASET's images and captions, and scores on the way."""
     show.report(embed_stage(dataset, config, runner=how.runner()), how.json)
 
 
@@ -109,10 +90,7 @@ def head_fit(
     config: Annotated[HeadFitConfig, flat],
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET.
-
-    laionkit head fit ratings.csv my-set -o heads/my-taste
-    """
+    """Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET."""
     show.report(fit_head(ratings, dataset, config, runner=how.runner()), how.json)
 
 
@@ -123,10 +101,7 @@ def score(
     config: Annotated[ScoreConfig, flat] = ScoreConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Add score columns to DATASET from stored vectors alone: no images, no CLIP.
-
-    laionkit score my-set --heads aesthetic-v1,aesthetic-v2
-    """
+    """Add score columns to DATASET from stored vectors alone: no images, no CLIP."""
     show.report(score_stage(dataset, config, runner=how.runner()), how.json)
 
 
@@ -146,28 +121,50 @@ def query(
     text: str | None = None,
     /,
     *,
-    image: str | None = None,
+    image: Annotated[str | None, Parameter(help="A picture file to search by.")] = None,
+    vector: Annotated[str | None, Parameter(help="A .npy file of one vector to search by.")] = None,
+    queries: Annotated[
+        str | None,
+        Parameter(
+            help="A file of many queries: .txt (a text a line), .parquet (texts) or .npy (vectors)."
+        ),
+    ] = None,
+    output: Annotated[
+        str, Parameter(help="Where the hits of --queries go, a .parquet file.")
+    ] = "hits.parquet",
     config: Annotated[QueryConfig, flat] = QueryConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Find images of DATASET by TEXT or --image, filtered by SQL. Without either: a prompt.
-
-    laionkit query my-set "a red fox in snow" --where "width >= 512" -k 20
-    laionkit query my-set --image fox.jpg --sheet hits.png
-
-    Parameters
-    ----------
-    image: A picture to search by: a path.
-    """
-    picture = Path(image) if image is not None else None
-    if text is None and picture is None and sys.stdin.isatty():
+    """Find images of DATASET by TEXT or --image, filtered by SQL. Without either: a prompt."""
+    if queries is not None:
+        found = query_file(dataset, queries, output, config, runner=how.runner())
+        show.said({"hits": found, "output": output}, f"{found:,} hits → {output}", how.json)
+        return
+    given = (text, image, vector, config.like, *config.plus, *config.boost)
+    if not any(given) and sys.stdin.isatty():
         _prompt(dataset, config, how)
         return
-    hits = query_stage(dataset, text, config, image=picture, runner=how.runner())
+    hits = query_stage(
+        dataset,
+        text,
+        config,
+        image=image,
+        vector=None if vector is None else _read_vector(vector),
+        runner=how.runner(),
+    )
     if how.json:
         show.as_json(hits.as_json())
     else:
         show.hits(hits)
+
+
+def _read_vector(path: str) -> Any:
+    from laionkit.search.batch import read_queries
+
+    (found, *others) = read_queries(path)
+    if others or "vector" not in found:
+        raise ConfigError(f"--vector {path}: give a .npy file of one vector; --queries takes many")
+    return found["vector"]
 
 
 def _prompt(dataset: str, config: QueryConfig, how: HowToRun) -> None:
@@ -188,30 +185,24 @@ def subset(
     config: Annotated[SubsetConfig, flat],
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Write a filtered training subset of DATASET, with a reason for every drop.
-
-    laionkit subset my-set --name best --where "aesthetic_v2 >= 6 AND punsafe < 0.1"
-    laionkit subset my-set --name sd --preset sd-v2 --as parquet
-    """
+    """Write a filtered training subset of DATASET, with a reason for every drop."""
     show.report(subset_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def run(
     recipe: str,
     dataset: str,
-    *sources: str,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    *sources: Annotated[str, Parameter(help="What metadata reads, where the recipe does not say.")],
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            help="stage.key=value, over what the recipe says; may be given many times.",
+        ),
+    ] = (),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Run RECIPE, a YAML file or the name of a shipped one, on DATASET.
-
-    laionkit run laion-aesthetics my-set links.parquet -s fetch.image_size=384
-
-    Parameters
-    ----------
-    sources: What metadata reads, where the recipe does not say.
-    set_: stage.key=value, over what the recipe says; may be given many times.
-    """
+    """Run RECIPE, a YAML file or the name of a shipped one, on DATASET."""
     loaded = load_recipe(recipe, dataset, set_)
     reports = run_recipe(
         loaded,
@@ -243,10 +234,7 @@ def columns(dataset: str, /, *, json: bool = False) -> None:
 
 
 def verify(dataset: str, name: str, /, *, json: bool = False) -> None:
-    """Check every file and sample of DATASET's subset NAME against its manifest.
-
-    laionkit verify my-set best
-    """
+    """Check every file and sample of DATASET's subset NAME against its manifest."""
     found = verify_subset(dataset, name)
     if json:
         show.as_json(found)
@@ -259,19 +247,13 @@ def verify(dataset: str, name: str, /, *, json: bool = False) -> None:
 
 
 def demo(
-    dataset: str = "demo",
+    dataset: Annotated[str, Parameter(help="The folder to make it in.")] = "demo",
     /,
     *,
-    pictures: int = 1500,
+    pictures: Annotated[int, Parameter(help="How many to draw.")] = 1500,
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Draw, serve, fetch, embed, score, index, filter and query pictures, offline.
-
-    Parameters
-    ----------
-    dataset: The folder to make it in.
-    pictures: How many to draw.
-    """
+    """Draw, serve, fetch, embed, score, index, filter and query pictures, offline."""
     from laionkit.cli.demo import run_demo
 
     reports = run_demo(dataset, pictures, how)

@@ -40,6 +40,14 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
+def said(value: Any, text: str, json_output: bool) -> None:
+    """Print a value as JSON, or the words for it."""
+    if json_output:
+        as_json(value)
+    else:
+        console.print(text, markup=False)
+
+
 def report(result: StageReport, json_output: bool = False) -> None:
     """Print what a stage did: counts, each reason, rate, seconds, where things lie."""
     if json_output:
