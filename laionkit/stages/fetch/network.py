@@ -28,7 +28,8 @@ LONGEST_WAIT_S = 30.0
 
 _NAME_REASONS = frozenset({Reason.DNS_TEMPORARY, Reason.DNS_NOT_FOUND})
 
-Suspect = tuple[Job, Answer]
+# A row, what came of it, and how many lookups had gone well by then.
+Suspect = tuple[Job, Answer, int]
 
 
 class NetworkWatch:
@@ -40,7 +41,6 @@ class NetworkWatch:
         self.is_gone = False
         self._hosts: set[str] = set()
         self._alive: deque[str] = deque(maxlen=PROBES_AT_ONCE)
-        self._lookups = 0
 
     def answered(self, url: str, lookups: int) -> list[Suspect]:
         """Note a link whose server answered, well or badly; return whom that clears.
@@ -49,19 +49,19 @@ class NetworkWatch:
         """
         self._alive.append(url)
         if not self.suspects or self.is_gone:
-            self._lookups = lookups
             return []
-        if lookups != self._lookups:
-            self._lookups = lookups
-            return self.let_go()
-        cleared = [s for s in self.suspects if s[1].reason not in _NAME_REASONS]
-        self.suspects = [s for s in self.suspects if s[1].reason in _NAME_REASONS]
-        self._hosts = {job.host for job, _ in self.suspects}
+        cleared: list[Suspect] = []
+        kept: list[Suspect] = []
+        for suspect in self.suspects:
+            named = suspect[1].reason in _NAME_REASONS
+            (kept if named and suspect[2] == lookups else cleared).append(suspect)
+        self.suspects = kept
+        self._hosts = {suspect[0].host for suspect in kept}
         return cleared
 
-    def hold(self, job: Job, answer: Answer) -> bool:
+    def hold(self, job: Job, answer: Answer, lookups: int) -> bool:
         """Hold a failure back; True where the network looks gone."""
-        self.suspects.append((job, answer))
+        self.suspects.append((job, answer, lookups))
         self._hosts.add(job.host)
         return len(self.suspects) >= FAILURES_IN_A_ROW and len(self._hosts) >= HOSTS_IN_A_ROW
 
@@ -101,6 +101,6 @@ class NetworkWatch:
 
     async def _one_answers(self, probe: Callable[[str], Awaitable[Answer]]) -> bool:
         every = max(1, len(self.suspects) // PROBES_AT_ONCE)
-        urls = list(self._alive) or [job.url for job, _ in self.suspects[::every]]
+        urls = list(self._alive) or [job.url for job, _, _ in self.suspects[::every]]
         answers = await asyncio.gather(*(probe(url) for url in urls[:PROBES_AT_ONCE]))
         return any(answer.reason not in NETWORK_REASONS for answer in answers)

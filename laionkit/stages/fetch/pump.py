@@ -180,11 +180,12 @@ class Pump:
         self.queue.done(host, failed=failed, wait_s=answer.retry_after_s)
         if host != FILES and self.limits.network_wait_s:
             if answer.reason in NETWORK_REASONS:
-                if self.watch.hold(job, answer) and not self.watch.is_gone:
+                lookups = self.client.resolver.lookups
+                if self.watch.hold(job, answer, lookups) and not self.watch.is_gone:
                     await self._sit_out()
                 return
-            for suspect in self.watch.answered(job.url, self.client.resolver.lookups):
-                self._retry_or_lose(*suspect)
+            for freed in self.watch.answered(job.url, self.client.resolver.lookups):
+                self._retry_or_lose(freed[0], freed[1])
         if answer.body is None:
             self._retry_or_lose(job, answer)
         else:
@@ -204,7 +205,7 @@ class Pump:
     def _judge_suspects(self) -> None:
         """The network is there: what was held back is the links' own failure."""
         if not self.watch.is_gone:
-            for job, answer in self.watch.let_go():
+            for job, answer, _ in self.watch.let_go():
                 self._retry_or_lose(job, answer)
 
     async def _sit_out(self) -> None:
@@ -217,7 +218,7 @@ class Pump:
         if all_was_well:
             self._judge_suspects()
         else:
-            for job, _ in self.watch.let_go():
+            for job, _, _ in self.watch.let_go():
                 job.attempts -= 1
                 self.unstarted += not job.attempts
                 self.queue.put(job, job.host)

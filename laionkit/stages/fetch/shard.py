@@ -64,6 +64,8 @@ class ShardUnderWay:
         if self.dataset.is_local:
             beside = self.dataset.local_path(SHARDS)
             beside.mkdir(parents=True, exist_ok=True)
+            for left in beside.glob(f".{self.name}*.tmp"):  # of a run that was killed
+                left.unlink(missing_ok=True)
         self._spool = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115 - closed in `close`
 
     def keep_image(self, index: int, found: Found) -> None:
