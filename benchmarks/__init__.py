@@ -1,0 +1,1 @@
+"""Every number beside a peer's."""

@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
-PROCESSES, CONNECTIONS, SHARD = 2, 64, 1000
+SHARD = 1000
+ORDER = ("laionkit", "img2dataset")
 
 OURS = """
 import sys
@@ -182,6 +183,7 @@ def summary(runs: dict[str, list[Run]], small: int, large: int) -> dict[str, obj
 
 
 def main() -> None:
+    """Measure, store, show."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", type=int, default=1000)

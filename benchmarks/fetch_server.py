@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 PICTURES = 64
+MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
 def photographs(side: int, folder: Path | None) -> list[bytes]:
@@ -45,16 +46,22 @@ class Pictures(asyncio.Protocol):
         self.answers = answers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the connection."""
+        assert isinstance(transport, asyncio.WriteTransport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        for number in re.findall(rb"GET [^ ]*?(\d+)[^ /\d]* HTTP", data):
-            self.transport.write(self.answers[int(number) % len(self.answers)])
+        """Answer each request line in turn; a path without a number is not there."""
+        for path in re.findall(rb"GET ([^ ]*) HTTP", data):
+            number = re.search(rb"(\d+)$", path)
+            answer = self.answers[int(number[1]) % len(self.answers)] if number else MISSING
+            self.transport.write(answer)
         if b"onnection: close" in data:
             self.transport.close()
 
 
 async def serve(answers: list[bytes], context: ssl.SSLContext | None) -> None:
+    """Say the port, then serve for ever."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Pictures(answers), "127.0.0.1", 0, backlog=1024, ssl=context
@@ -64,6 +71,7 @@ async def serve(answers: list[bytes], context: ssl.SSLContext | None) -> None:
 
 
 def main() -> None:
+    """Draw the pictures and serve them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=500)
     parser.add_argument("--folder", type=Path)

@@ -5,7 +5,6 @@ it streams; one deadline covers the whole. What the server announces is never tr
 """
 
 import asyncio
-import contextlib
 import ssl
 import time
 from dataclasses import dataclass
@@ -178,22 +177,19 @@ class HttpClient:
         raise Refused(Answer(None, Reason.TOO_MANY_REDIRECTS, detail))
 
     async def _ask_robots(self, url: str) -> tuple[int, str]:
-        """Status and text of a robots.txt, redirects followed; status 0 where none came."""
+        """Status and text of a robots.txt, redirects followed. Raises as a link's request does."""
         assert self._session is not None, "open the client first"
-        with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError):
-            async with asyncio.timeout(self.limits.timeout_s):
-                for _ in range(MAX_ROBOTS_REDIRECTS + 1):
-                    target = self.policy.admit(url)
-                    if isinstance(target, Denied):
-                        return 404, ""
-                    async with self._session.get(target, allow_redirects=False) as response:
-                        location = response.headers.get("Location")
-                        if response.status in _REDIRECTS and location:
-                            url = urljoin(target, location)
-                            continue
+        async with asyncio.timeout(self.limits.timeout_s):
+            for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+                target = self.policy.admit(url)
+                if isinstance(target, Denied):
+                    break
+                async with self._session.get(target, allow_redirects=False) as response:
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or not location:
                         return response.status, await _read_text(response)
-                return 404, ""
-        return 0, ""
+                    url = urljoin(target, location)
+        return 404, ""
 
     async def _take(self, response: aiohttp.ClientResponse) -> Answer:
         status = response.status
