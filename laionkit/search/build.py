@@ -15,23 +15,47 @@ from numpy.typing import NDArray
 
 from laionkit.backends import knn
 from laionkit.core.embeddings import EmbeddingRef
+from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
-from laionkit.search.source import VectorSource
+from laionkit.search.source import BLOCK_ROWS, VectorSource
 from laionkit.search.tuning import QUERIES, SAMPLE_ROWS, Shares, learn_shares
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
 SAMPLE_PER_LIST = 40
+_BYTES_A_ROW = 36  # list, order, its inverse, and what sorting takes
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a segment is laid out: in how many lists (0: scanned whole), drawn with which seed."""
+    """How a segment is laid out: in how many lists (0: scanned whole), drawn with which seed.
+
+    `memory_mib` bounds what the build works in, beside the libraries and what the system caches.
+    """
 
     lists: int = 0
     seed: int = 0
+    memory_mib: int = 2048
+
+    def block_rows(self, dim: int) -> int:
+        """How many rows are worked on at a time: an eighth of the memory, three copies each."""
+        return int(np.clip(self.memory_mib * 2**17 // (12 * dim), 256, BLOCK_ROWS))
+
+    def sample_rows(self, dim: int) -> int:
+        """How many rows the lists are trained on: at most a quarter of the memory, twice each."""
+        most = self.memory_mib * 2**18 // (8 * dim)
+        return max(self.lists, min(SAMPLE_PER_LIST * self.lists, most))
+
+    def check(self, rows: int) -> None:
+        """Raise ConfigError where the order of so many rows alone does not fit."""
+        needed = -(-rows * _BYTES_A_ROW // 2**19)
+        if needed > self.memory_mib:
+            raise ConfigError(
+                f"memory_mib={self.memory_mib}: the order of {rows:,} rows takes half of "
+                f"{needed}: give --memory-mib {needed}"
+            )
 
 
 @dataclass
@@ -66,7 +90,9 @@ def build_segment(
     metadata as parquet, for other tools. Rows whose key is `forgotten` are left out.
     Raises InputError where vectors are unusable or files do not agree.
     """
+    shape.check(sum(ref.rows for ref in refs))
     source = VectorSource(dataset, refs, dim)
+    source.block_rows = shape.block_rows(source.dim)
     kept = np.arange(source.rows, dtype=np.int64)
     if forgotten:
         kept = kept[~forgotten_rows(dataset, refs, key, forgotten)]
@@ -107,7 +133,7 @@ def _write_lists(
     built: Built,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Cluster the rows kept and write their inverted file; return them in list order."""
-    sample = source.sample(SAMPLE_PER_LIST * shape.lists, shape.seed)
+    sample = source.sample(shape.sample_rows(source.dim), shape.seed)
     centroids = knn.train_lists(sample, shape.lists, shape.seed)
     parts = [knn.assign_lists(centroids, block.astype(np.float32)) for block in source.blocks()]
     list_of = np.concatenate(parts)[kept]

@@ -27,7 +27,7 @@ class VectorSource:
 
     def __init__(self, dataset: Folder, refs: Sequence[EmbeddingRef], dim: int | None) -> None:
         """Open every file's header. Raises InputError where one does not fit the others."""
-        self.dataset, self.refs = dataset, tuple(refs)
+        self.dataset, self.refs, self.block_rows = dataset, tuple(refs), BLOCK_ROWS
         self._last: tuple[int, NDArray[Any]] | None = None
         self.dim = dim or 0
         sizes = []
@@ -110,8 +110,8 @@ class VectorSource:
     def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float16]]:
         """All rows, or those of `order`, in that order, a block at a time."""
         count = self.rows if order is None else len(order)
-        for start in range(0, count, BLOCK_ROWS):
-            stop = min(start + BLOCK_ROWS, count)
+        for start in range(0, count, self.block_rows):
+            stop = min(start + self.block_rows, count)
             yield self.take(np.arange(start, stop) if order is None else order[start:stop])
 
     def sample(self, count: int, seed: int) -> NDArray[np.float32]:

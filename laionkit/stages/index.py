@@ -40,6 +40,9 @@ class IndexConfig(StageConfig):
     """Count of lists of an ivf index; none: the square root of the rows."""
     seed: int = 0
     """Seed of the sample that the lists are trained on."""
+    memory_mib: int = Field(2048, ge=64)
+    """Memory that a build works in, in MiB, beside the libraries: bounds the rows that lists are
+    trained on and the rows worked on at a time."""
     compact: Effort[bool] = False
     """Build one segment of everything. New shards otherwise go into a segment of their own, and
     are seen by other tools (image.index) only after a compaction, which comes by itself when a
@@ -111,8 +114,9 @@ def _shape(config: IndexConfig, rows: int, dim: int) -> "Shape":
 
     small = rows * dim * 2 <= config.exact_mib * 2**20
     if config.kind == "exact" or (config.kind == "auto" and small):
-        return Shape(0, config.seed)
-    return Shape(min(rows, config.lists or default_lists(rows)), config.seed)
+        return Shape(0, config.seed, config.memory_mib)
+    lists = min(rows, config.lists or default_lists(rows))
+    return Shape(lists, config.seed, config.memory_mib)
 
 
 def _commit(

@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from laionkit.core.errors import InputError, StaleOutput
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
+from laionkit.search.build import Shape
 from laionkit.search.searcher import Searcher
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, clustered
@@ -139,3 +140,21 @@ def test_the_model_is_chosen_by_name_where_there_are_several(dataset):
     assert Searcher(dataset, "toy").dim == 16
     with pytest.raises(InputError, match="did you mean toy"):
         Searcher(dataset, "toi")
+
+
+def test_little_memory_means_smaller_blocks_and_samples():
+    small, large = Shape(4000, memory_mib=64), Shape(4000, memory_mib=4096)
+    assert small.block_rows(512) < large.block_rows(512)
+    assert 4000 <= small.sample_rows(512) < large.sample_rows(512)
+    with pytest.raises(ConfigError, match="give --memory-mib 6867"):
+        small.check(100_000_000)
+
+
+def test_a_segment_is_the_same_whatever_the_block(dataset, tmp_path_factory):
+    other = tmp_path_factory.mktemp("small")
+    add_embeddings(other, "00000", VECTORS[:200])
+    add_embeddings(other, "00001", VECTORS[200:])
+    index(str(dataset), IndexConfig(kind="ivf", lists=8))
+    index(str(other), IndexConfig(kind="ivf", lists=8, memory_mib=64))
+    files = [place / "index/toy/image.index" for place in (dataset, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
