@@ -76,7 +76,8 @@ class ParquetTable:
     def __init__(self, file: SourceFile) -> None:
         """Read the footer."""
         self.file, self.name = file, file.name
-        with self._parquet() as parquet:
+        self._head: pa.Table | None = None
+        with self._parquet(look=True) as parquet:
             self.schema: pa.Schema = parquet.schema_arrow.remove_metadata()
             self.total: int | None = parquet.metadata.num_rows
         doubled = {n for n in self.schema.names if self.schema.names.count(n) > 1}
@@ -85,12 +86,12 @@ class ParquetTable:
 
     def head(self) -> pa.Table:
         """The first rows, of which only the first pages are read."""
-        with self._parquet(look=True) as parquet:
-            first = next(parquet.iter_batches(HEAD_ROWS, use_threads=False), None)
-        return self._as_table(first)
-
-    def _as_table(self, batch: pa.RecordBatch | None) -> pa.Table:
-        return self.schema.empty_table() if batch is None else pa.Table.from_batches([batch])
+        if self._head is None:
+            with self._parquet(look=True) as parquet:
+                first = next(parquet.iter_batches(HEAD_ROWS, use_threads=False), None)
+            rows = [] if first is None else [first]
+            self._head = pa.Table.from_batches(rows, self.schema)
+        return self._head
 
     def statistics(self) -> dict[str, tuple[int, Any, Any]]:
         """What the footer says of each column, where it says it of every row group."""

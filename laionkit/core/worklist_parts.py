@@ -1,6 +1,7 @@
 """Writes the work list: rows in, parts of whole shards out, keys assigned on the way."""
 
 import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -45,6 +46,8 @@ class PartWriter:
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
         self._open: _OpenPart | None = None
+        self._encoder = ThreadPoolExecutor(1)  # one shard is encoded while the next rows come
+        self._encoding: Future[None] | None = None
 
     def add(self, table: pa.Table) -> None:
         """Take rows; whole shards are written at once."""
@@ -56,14 +59,15 @@ class PartWriter:
         rows = pa.concat_tables(self._waiting)
         whole = rows.num_rows // size * size
         for start in range(0, whole, size):
-            self._write(rows.slice(start, size))
+            self._hand_over(rows.slice(start, size))
         rest = rows.slice(whole)
         self._waiting, self._rows_waiting = ([rest] if rest.num_rows else []), rest.num_rows
 
     def finish(self) -> list[Part]:
         """Write what waits and close the last part. At least one part comes of it."""
         if self._rows_waiting:
-            self._write(pa.concat_tables(self._waiting))
+            self._hand_over(pa.concat_tables(self._waiting))
+        self._wait()
         if self._open is None and not self.parts:
             self._open = self._begin_part()
         self._end_part()
@@ -75,9 +79,19 @@ class PartWriter:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Throw the open part away."""
+        self._encoder.shutdown()
         if self._open is not None:
             self._open.discard()
             self._open = None
+
+    def _hand_over(self, rows: pa.Table) -> None:
+        self._wait()
+        self._encoding = self._encoder.submit(self._write, rows)
+
+    def _wait(self) -> None:
+        if self._encoding is not None:
+            self._encoding.result()
+            self._encoding = None
 
     def _write(self, rows: pa.Table) -> None:
         if self._open is None:

@@ -1,0 +1,127 @@
+"""metadata over HTTP, the hub and S3: ranges, cut connections, downloads kept and checked."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder
+from laionkit.core.records import StageRecords
+from laionkit.core.worklist import WorkList
+from laionkit.stages.metadata import MetadataConfig, inspect, metadata
+from tests.backends.range_server import COMMIT, serve
+
+
+@pytest.fixture(scope="module")
+def links(tmp_path_factory) -> Path:
+    """A folder with a table of many pages: two narrow columns beside two wide ones."""
+    folder = tmp_path_factory.mktemp("links")
+    rng = np.random.default_rng(0)
+    n = 40_000
+    noise = [rng.bytes(60).hex() for _ in range(n)]
+    table = pa.table({
+        "url": [f"http://h{i % 9}.example/{noise[i]}.jpg" for i in range(n)],
+        "text": [noise[-i] for i in range(n)],
+        "similarity": rng.random(n),
+        "punsafe": rng.random(n),
+    })  # fmt: skip
+    pq.write_table(
+        table,
+        folder / "links.parquet",
+        row_group_size=20_000,
+        data_page_size=32_768,
+        use_dictionary=False,
+    )
+    (folder / "few.csv").write_text("url,text\nhttp://a.example/1,one\nhttp://a.example/2,two\n")
+    return folder
+
+
+def rows_of(dataset: Path) -> int:
+    return WorkList.open(Folder(dataset)).total()
+
+
+def test_a_table_comes_over_http_though_connections_are_cut(links, tmp_path):
+    with serve(links, cut_every=3) as server:
+        metadata([f"{server.url}/links.parquet", f"{server.url}/few.csv"], str(tmp_path / "d"))
+    assert rows_of(tmp_path / "d") == 40_002
+
+
+def test_inspect_of_a_remote_file_reads_little_of_it(links):
+    with serve(links) as server:
+        look = inspect([f"{server.url}/links.parquet"]).sources[0]
+        sent = server.sent
+    assert look.rows == 40_000
+    assert sent < 0.15 * (links / "links.parquet").stat().st_size
+
+
+def test_a_download_is_kept_resumed_and_checked(links, tmp_path):
+    kept = tmp_path / "kept"
+    with serve(links, cut_every=4) as server:
+        source = f"{server.url}/links.parquet"
+        config = MetadataConfig(download=str(kept))
+        metadata([source], str(tmp_path / "a"), config)
+        (copy,) = kept.glob("*-links.parquet")
+        assert copy.read_bytes() == (links / "links.parquet").read_bytes()
+        sent = server.sent
+        metadata([source], str(tmp_path / "b"), config)
+        assert server.sent - sent < 100
+        half = copy.read_bytes()[: copy.stat().st_size // 2]
+        said = Path(f"{copy}.source.json").read_text()
+        copy.unlink()
+        Path(f"{copy}.part").write_bytes(half)
+        Path(f"{copy}.part.json").write_text(said)
+        server.sent = server.cut_every = 0
+        metadata([source], str(tmp_path / "c"), config)
+        assert server.sent == (links / "links.parquet").stat().st_size - len(half)
+        copy.unlink()
+        Path(f"{copy}.part").write_bytes(b"x" * len(half))
+        Path(f"{copy}.part.json").write_text(said)
+        with pytest.raises(InputError, match="its bytes have checksum"):
+            metadata([source], str(tmp_path / "e"), config)
+    assert rows_of(tmp_path / "c") == 40_000
+
+
+def test_what_a_server_lacks_is_one_line(links, tmp_path):
+    with serve(links) as server, pytest.raises(InputError, match="cannot be read") as caught:
+        metadata([f"{server.url}/nothing.parquet"], str(tmp_path / "d"))
+    assert "\n" not in str(caught.value)
+    with serve(links, ranges=False) as server, pytest.raises(InputError, match="no ranges"):
+        metadata([f"{server.url}/links.parquet"], str(tmp_path / "d"))
+
+
+def test_a_hub_dataset_is_read_at_a_pinned_commit(links, tmp_path, monkeypatch):
+    with serve(links) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        metadata(["hf://datasets/owner/name/links.parquet"], str(tmp_path / "d"))
+    assert rows_of(tmp_path / "d") == 40_000
+    record = StageRecords(Folder(tmp_path / "d"), "metadata").read("part-00000")
+    assert list(record.inputs) == [f"hf://datasets/owner/name@{COMMIT}/links.parquet"]
+    with pytest.raises(InputError, match="write hf://datasets/OWNER/NAME"):
+        metadata(["hf://models/x"], str(tmp_path / "e"))
+
+
+def test_s3_is_read_and_written(links, tmp_path, monkeypatch):
+    moto_server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    server = moto_server.ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem()
+        store.mkdir("links")
+        store.put_file(str(links / "links.parquet"), "links/in/links.parquet")
+        metadata(["s3://links/in/*.parquet"], "s3://links/d", MetadataConfig(where="punsafe < 0.5"))
+        with WorkList.open(Folder("s3://links/d")) as work:
+            assert 19_000 < work.total() < 21_000
+            assert work.read(work.shards()[-1], ["key"]).num_rows > 0
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()
