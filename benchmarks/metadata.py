@@ -41,7 +41,8 @@ MODES: dict[str, dict[str, Any]] = {
 WORDS = "a red photo of the mountain lake with old house vintage poster art print oil painting"
 DRAW = """
 SELECT 'https://cdn' || (hash(i) % 50000) || '.example.com/images/'
-    || substr(md5(i::VARCHAR), 1, 12) || '/' || substr(md5((i + 7)::VARCHAR), 1, 20) || '.jpg' AS URL,
+    || substr(md5(i::VARCHAR), 1, 12) || '/'
+    || substr(md5((i + 7)::VARCHAR), 1, 20) || '.jpg' AS URL,
   array_to_string(list_transform(range(0, (4 + hash(i + 3) % 12)::BIGINT),
     lambda k: string_split('{words}', ' ')[1 + (hash(i * 31 + k) % 16)::BIGINT]), ' ') AS TEXT,
   (200 + hash(i + 11) % 1800)::INTEGER AS WIDTH, (200 + hash(i + 12) % 1800)::INTEGER AS HEIGHT,
