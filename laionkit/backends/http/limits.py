@@ -11,8 +11,13 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# A host that failed this often in a row without one answer is parked.
+# A host that never answered is parked after so many failures in a row, and given up when its
+# final pass fails once.
 FAILURES_TO_PARK = 4
+# One that did answer has bad links among good ones: it takes more of them in a row to say that it
+# died, and as many final passes.
+FAILURES_TO_PARK_A_LIVELY_HOST = 24
+FINAL_PASSES_OF_A_LIVELY_HOST = 3
 PARK_S = 15.0
 # After a failed final pass nothing is sent to the host for so long.
 GIVE_UP_S = 300.0
@@ -29,6 +34,7 @@ class HostState(Generic[T]):
     waiting: deque[T] = field(default_factory=deque)
     active: int = 0
     failures: int = 0
+    has_answered: bool = False
     not_before: float = 0.0
     parked: bool = False
     dead_until: float = 0.0
@@ -107,6 +113,7 @@ class HostQueue(Generic[T]):
             state.at_once = max(1, state.at_once // 2)
         if not failed:
             state.failures, state.parked, state.dead_until = 0, False, 0.0
+            state.has_answered = True
             if not wait_s:
                 state.at_once = min(self.per_host, max(1, state.at_once * 2))
         else:
@@ -116,9 +123,13 @@ class HostQueue(Generic[T]):
     def _count_failure(self, state: HostState[T], now: float) -> None:
         state.failures += 1
         state.at_once = max(1, state.at_once // 2)
-        if state.parked and state.active == 0:
+        bearable, passes = FAILURES_TO_PARK, 1
+        if state.has_answered:
+            bearable, passes = FAILURES_TO_PARK_A_LIVELY_HOST, FINAL_PASSES_OF_A_LIVELY_HOST
+        in_final_pass = state.parked and state.active == 0 and now >= state.not_before
+        if in_final_pass and state.failures >= bearable + passes:
             state.parked, state.dead_until, state.not_before = False, now + GIVE_UP_S, 0.0
-        elif state.failures >= FAILURES_TO_PARK and not state.parked and state.dead_until < now:
+        elif state.failures >= bearable and not state.parked and state.dead_until < now:
             state.parked, state.not_before = True, now + PARK_S
             state.at_once = 1
 

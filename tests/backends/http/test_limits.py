@@ -105,6 +105,21 @@ def test_a_dead_host_is_parked_gets_a_final_pass_and_is_given_up(monkeypatch):
     assert [job for job, given_up in seen if given_up] == ["5", "6"]
 
 
+def test_a_host_with_bad_links_among_good_ones_is_not_given_up():
+    """Links that time out come back for their retries and so end up in a row."""
+
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        for i in range(60):
+            queue.put(str(i), "lively")
+        for i in range(60):
+            _, host, given_up = await asyncio.wait_for(queue.get(), 5)
+            assert not given_up
+            queue.done(host, failed=i % 21 != 0)
+
+    asyncio.run(run())
+
+
 def test_one_answer_brings_a_host_back(monkeypatch):
     monkeypatch.setattr(limits, "PARK_S", 0.05)
 
