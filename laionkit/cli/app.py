@@ -19,7 +19,7 @@ from laionkit import __version__
 from laionkit.core.errors import LaionkitError, is_disk_full
 
 # Flags whose names are Python keywords or letters: field → flag, field → short flag.
-_LONG = {"as_name": "as", "schema_name": "schema"}
+_LONG = {"as_name": "as", "schema_name": "schema", "import_file": "import"}
 _SHORT = {"k": "-k", "output": "-o", "set_": "-s"}
 
 
