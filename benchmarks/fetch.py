@@ -1,6 +1,6 @@
 """fetch against img2dataset: CPU per image, wall of a small command, memory, quality.
 
-`python -m benchmarks.fetch [--repeats 5] [--small 1000] [--large 11000] [--photos FOLDER]`
+`python -m benchmarks.fetch [--repeats 5] [--small 2000] [--large 12000] [--photos FOLDER]`
 
 Both fetch the same links from one local server, two processes with 64 connections each, 256 px
 keep_ratio, JPEG q95, sha256. *Marginal* CPU is the slope between a small and a large run, so that
@@ -27,6 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
+# At least two shards in the small run too, so that it fills both processes and the slope holds no
+# start-up. Much smaller shards would charge img2dataset a thread pool each.
+# At least two shards in the small run too, so that it fills both processes and the slope holds no
+# start-up. Much smaller shards would charge img2dataset a thread pool each.
 SHARD = 1000
 ORDER = ("laionkit", "img2dataset")
 
@@ -186,8 +190,8 @@ def main() -> None:
     """Measure, store, show."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", type=int, default=1000)
-    parser.add_argument("--large", type=int, default=11_000)
+    parser.add_argument("--small", type=int, default=2000)
+    parser.add_argument("--large", type=int, default=12_000)
     parser.add_argument("--sides", type=int, nargs="+", default=[500, 1500])
     parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
     parser.add_argument("--peer", default=sys.executable, help="interpreter that has img2dataset")
