@@ -30,6 +30,7 @@ from laionkit.core.keys import KeyScheme
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageMade, StageRecords
 from laionkit.core.schemas import FETCHED_COLUMNS
+from laionkit.core.shards import ShardWriter
 
 SHARD = 10_000
 
@@ -116,6 +117,196 @@ def dry_run(work: Path, rows: int, runs: int) -> dict[str, Any]:
             "peak_mib": max(f["peak_mib"] for f in found)}  # fmt: skip
 
 
+def write_pictures(path: Path, samples: int) -> None:
+    """A fetched and scored dataset of real tars: JPEG-sized random bytes of about 30 kB."""
+    folder, rng = Folder(path), np.random.default_rng(1)
+    size = 1000
+    scheme = KeyScheme(size, 5)
+    for shard in range(-(-samples // size)):
+        name = f"{shard:05d}"
+        table = rows_of(shard, size, rng).set_column(0, "key", scheme.keys(shard, size))
+        rows = table.to_pylist()
+        with folder.create(f"shards/{name}.tar") as file, ShardWriter(file) as tar:
+            for row in rows:
+                image = rng.bytes(int(rng.integers(20_000, 40_000)))
+                line = json.dumps(row).encode()
+                tar.add(row["key"], {"jpg": image, "json": line, "txt": row["caption"].encode()})
+        written = Written(f"shards/{name}.tar", file.size, file.digest.hexdigest())
+        parquet = folder.write_table(f"shards/{name}.parquet", table)
+        record(folder, "fetch", name, {"tar": written, "table": parquet}, size)
+        values = pa.array(rng.permutation(size).astype(np.float32))
+        scores = folder.write_table(
+            f"scores/aesthetic_v2/{name}.parquet", pa.table({"key": table["key"], "value": values})
+        )
+        record(folder, score_stage("aesthetic_v2"), name, {"scores": scores}, size)
+
+
+def pictures(work: Path, samples: int) -> Path:
+    """The dataset of export and view, drawn once."""
+    data = work / f"pictures-{samples}"
+    if not data.exists():
+        write_pictures(data, samples)
+    return data
+
+
+def export(work: Path, samples: int, runs: int) -> dict[str, Any]:
+    """Shards with a global shuffle and new JSON, beside webdataset's ShardWriter and a copy.
+
+    webdataset's loop reads the same tars, adds the same score to the JSON and writes; it neither
+    hashes nor shuffles over more than a buffer.
+    """
+    data = pictures(work, samples)
+    tars = sorted((data / "shards").glob("*.tar"))
+    megabytes = sum(tar.stat().st_size for tar in tars) / 1e6
+    ours, half, theirs, copies = [], [], [], []
+    for _ in range(runs):
+        ours.append(timed(lambda: make_subset(data, "", shuffle_seed=1)))
+        half.append(timed(lambda: make_subset(data, "aesthetic_v2 < 250", shuffle_seed=1)))
+        theirs.append(timed(lambda: webdataset_export(tars, data, work / "wds")))
+        copies.append(timed(lambda: plain_copy(tars, work / "copy")))
+    return {
+        "samples": samples,
+        "megabytes": round(megabytes),
+        "laionkit_s": median(ours),
+        "laionkit_quarter_kept_s": median(half),
+        "webdataset_shardwriter_s": median(theirs),
+        "plain_copy_s": median(copies),
+        "times_webdataset": round(median(theirs) / median(ours), 2),
+        "share_of_copy_speed": round(median(copies) / median(ours), 3),
+        "quarter_costs": round(median(half) / median(ours), 2),
+        "runs": runs,
+    }
+
+
+def make_subset(data: Path, where: str, **settings: Any) -> None:
+    """Write a subset afresh."""
+    from laionkit.stages.subset import SubsetConfig, subset
+
+    for place in (data / "subsets", data / ".laionkit" / "subset"):
+        shutil.rmtree(place, ignore_errors=True)
+    subset(str(data), SubsetConfig(name="bench", where=where, samples_per_shard=1000, **settings))
+
+
+def webdataset_export(tars: list[Path], data: Path, out: Path) -> None:
+    """What a user writes today: read, add the score to the JSON, shuffle a buffer, write."""
+    import pyarrow.parquet as pq
+    import webdataset
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    files = sorted((data / "scores/aesthetic_v2").glob("*.parquet"))
+    tables = [pq.read_table(file) for file in files]
+    score = {
+        key: value
+        for table in tables
+        for key, value in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    }
+    reader = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).shuffle(1000)
+    with webdataset.ShardWriter(f"{out}/%05d.tar", maxcount=1000, verbose=0) as writer:
+        for sample in reader:
+            row = json.loads(sample["json"])
+            row["aesthetic_v2"] = score[sample["__key__"]]
+            writer.write(
+                {
+                    "__key__": sample["__key__"],
+                    "jpg": sample["jpg"],
+                    "txt": sample["txt"],
+                    "json": json.dumps(row).encode(),
+                }
+            )
+
+
+def plain_copy(tars: list[Path], out: Path) -> None:
+    """Copy the tars."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    for tar in tars:
+        with tar.open("rb") as source, (out / tar.name).open("wb") as target:
+            while block := source.read(1 << 20):
+                target.write(block)
+
+
+def view(work: Path, samples: int, runs: int) -> dict[str, Any]:
+    """Reading a view of half the samples, beside plain webdataset over the same shards."""
+    import webdataset
+
+    from laionkit.stages.subset import load
+
+    data = pictures(work, samples)
+    tars = [str(tar) for tar in sorted((data / "shards").glob("*.tar"))]
+    make_subset(data, "aesthetic_v2 < 500", as_="view")
+    ours, theirs = [], []
+    for _ in range(runs):
+        ours.append(rate(load(str(data), "bench", shuffle=1000)))
+        theirs.append(rate(webdataset.WebDataset(tars, shardshuffle=False).shuffle(1000)))
+    return {
+        "samples": samples,
+        "view_images_per_s": round(median(ours)),
+        "webdataset_images_per_s": round(median(theirs)),
+        "ratio": round(median(ours) / median(theirs), 2),
+        "runs": runs,
+    }
+
+
+def rate(samples: Any) -> float:
+    """Samples a second."""
+    started = time.perf_counter()
+    count = sum(1 for _ in samples)
+    return count / (time.perf_counter() - started)
+
+
+def semantic(_: Path, vectors: int, runs: int) -> dict[str, Any]:
+    """Every near pair of `vectors` x 512, beside one exact k-NN pass of faiss per cluster."""
+    import faiss
+
+    from laionkit.backends import near
+
+    rng = np.random.default_rng(2)
+    dim, planted = 512, vectors // 1000
+    centres = rng.normal(size=(max(10, vectors // 500), dim)).astype(np.float32)
+    emb_ND = centres[rng.integers(0, len(centres), vectors)]
+    for start in range(0, vectors, 65_536):
+        block = emb_ND[start : start + 65_536]
+        block += 0.6 * rng.standard_normal(block.shape, dtype=np.float32)
+    emb_ND[-planted:] = emb_ND[:planted] + 0.2 * rng.standard_normal((planted, dim), np.float32)
+    faiss.normalize_L2(emb_ND)
+    cosines = np.einsum("nd,nd->n", emb_ND[:planted], emb_ND[-planted:])
+    ours, theirs, found, crossing = [], [], 0, 0
+    for _run in range(runs):
+        started = time.perf_counter()
+        pairs = [p for p in near.near_pairs(lambda rows: emb_ND[rows], vectors, 0.95) if len(p)]
+        ours.append(time.perf_counter() - started)
+        seen = {(int(min(p)), int(max(p))) for p in np.concatenate(pairs)}
+        wanted = [i for i in range(planted) if cosines[i] >= 0.95]
+        found = sum((i, vectors - planted + i) in seen for i in wanted)
+        clusters = max(2, round(vectors**0.5 / 2))
+        _, own_N = near.cluster(lambda rows: emb_ND[rows], vectors, clusters, 0)
+        crossing = sum(own_N[i] != own_N[vectors - planted + i] for i in wanted)
+        started = time.perf_counter()
+        for number in range(clusters):
+            own = emb_ND[own_N == number]
+            if len(own):
+                faiss.knn(own, own, 16, metric=faiss.METRIC_INNER_PRODUCT)
+        theirs.append(time.perf_counter() - started)
+    return {
+        "vectors": vectors,
+        "laionkit_s": median(ours),
+        "faiss_knn_per_cluster_s": median(theirs),
+        "times_faiss": round(median(ours) / median(theirs), 2),
+        "planted_above_threshold": len(wanted),
+        "planted_found": found,
+        "planted_across_a_border": int(crossing),
+        "runs": runs,
+    }
+
+
+def timed(work: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
 def median(values: Any) -> float:
     """Median, three digits."""
     return round(statistics.median(values), 3)
@@ -164,7 +355,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {"dry_run": dry_run}
+PARTS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
+    "dry_run": dry_run,
+    "export": export,
+    "view": view,
+    "semantic": semantic,
+}
 
 if __name__ == "__main__":
     main()

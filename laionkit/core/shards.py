@@ -5,8 +5,9 @@ img2dataset or webdataset, members in any order, and keeps the good samples of a
 """
 
 import io
+import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -26,7 +27,7 @@ class ShardWriter:
     def __init__(self, file: HashingFile, *, ordered: bool = True) -> None:
         """Write into `file`; the caller owns and closes it."""
         self._ordered = ordered
-        self._tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[arg-type]
+        self._file, self._size = file, 0
         self._last = ""
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
@@ -34,14 +35,17 @@ class ShardWriter:
         if self._ordered and key <= self._last:
             raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
         self._last = key
+        parts: list[bytes] = []
         for extension, data in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size, info.mode, info.mtime = len(data), 0o444, 0
-            self._tar.addfile(info, io.BytesIO(data))
+            parts += (_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
+        sample = b"".join(parts)
+        self._size += len(sample)
+        self._file.write(sample)
 
     def close(self) -> None:
-        """Write the tar's end."""
-        self._tar.close()
+        """Write the tar's end: two empty blocks, and up to a whole record as tar does."""
+        end = 2 * _BLOCK
+        self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
 
     def __enter__(self) -> "ShardWriter":
         """Use as a context: the end is written only where nothing failed."""
@@ -51,6 +55,34 @@ class ShardWriter:
         """Write the end unless an exception is on its way."""
         if kind is None:
             self.close()
+
+
+def _header(name: str, size: int) -> bytes:
+    """The header of a plain file: read-only, no time, no owner."""
+    encoded = name.encode()
+    if len(encoded) > 100 or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = size, 0o444, 0
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    length = b"%011o" % size
+    checksum = _EMPTY_SUM + sum(encoded) + sum(length)
+    head = bytearray(_EMPTY_HEADER)
+    head[: len(encoded)], head[124:135], head[148:155] = encoded, length, b"%06o\0" % checksum
+    return bytes(head)
+
+
+def _empty_header() -> bytes:
+    """A header without name, size and checksum, as ``tarfile`` spells the rest."""
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime = 0o444, 0
+    head = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    head[124:135] = bytes(11)
+    head[148:156] = b" " * 8
+    return bytes(head)
+
+
+_EMPTY_HEADER = _empty_header()
+_EMPTY_SUM = sum(_EMPTY_HEADER)
 
 
 @dataclass(frozen=True)
@@ -109,11 +141,11 @@ def _plain_members(file: BinaryIO) -> list[tuple[str, Member]] | None:
     None where anything else is met (long names, links, damage): then ``tarfile`` judges.
     """
     size = file.seek(0, io.SEEK_END)
+    read_at = _reader(file)
     found: list[tuple[str, Member]] = []
     offset = 0
     while offset + _BLOCK <= size:
-        file.seek(offset)
-        header = file.read(_BLOCK)
+        header = read_at(offset)
         if header == _ZERO_BLOCK:
             return found
         entry = _plain_header(header)
@@ -123,6 +155,15 @@ def _plain_members(file: BinaryIO) -> list[tuple[str, Member]] | None:
         found.append((name, Member(offset + _BLOCK, length)))
         offset += _BLOCK + -(-length // _BLOCK) * _BLOCK
     return None
+
+
+def _reader(file: BinaryIO) -> Callable[[int], bytes]:
+    """Read one block at an offset: past the buffer where the file is a real one."""
+    try:
+        number = file.fileno()
+    except (AttributeError, OSError):
+        return lambda offset: file.read(_BLOCK) if file.seek(offset) >= 0 else b""
+    return lambda offset: os.pread(number, _BLOCK, offset)
 
 
 def _plain_header(header: bytes) -> tuple[str, int] | None:

@@ -5,13 +5,8 @@ query asks for. A key's latest attempt counts: where a later shard tries a key a
 healed), the earlier row is hidden.
 """
 
-import contextlib
-import tempfile
-import threading
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -25,7 +20,8 @@ from laionkit.core.embeddings import (
     score_columns,
     score_stage,
 )
-from laionkit.core.errors import ConfigError, InputError, StageFailed
+from laionkit.core.engine import DEFAULT_MEMORY_MB, Engine, one_line, sql_name, sql_text
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.records import StageMade, StageRecords
 from laionkit.core.schemas import (
@@ -36,7 +32,6 @@ from laionkit.core.schemas import (
 )
 from laionkit.core.shards import list_shards
 
-DEFAULT_MEMORY_MB = 1024
 VIEW = "dataset"
 PUBLISHED, CARRIED, FETCHED = "published", "carried through", "fetched"
 
@@ -62,7 +57,7 @@ class _Source:
     columns: dict[str, str] = field(default_factory=dict)
 
 
-class DatasetTable:
+class DatasetTable(Engine):
     """A DuckDB connection over one dataset.
 
     `columns` maps each column to its DuckDB type, `origins` to where it comes from, `inputs` each
@@ -82,8 +77,7 @@ class DatasetTable:
     ) -> None:
         """Open a dataset. Raises InputError where it holds nothing that has rows."""
         self.folder = Folder(dataset) if isinstance(dataset, str) else dataset
-        self.timeout_s = timeout_s
-        self._con = connect(memory_mb, threads)
+        super().__init__(str(self.folder), memory_mb, threads, timeout_s)
         self._files: set[str] = set()
         if not self.folder.is_local:
             self._con.register_filesystem(self.folder.fs)
@@ -108,10 +102,6 @@ class DatasetTable:
         """Close the connection."""
         self.close()
 
-    def close(self) -> None:
-        """Close the connection; relations of it are no longer usable."""
-        self._con.close()
-
     @property
     def rows(self) -> int:
         """How many rows there are, one per key."""
@@ -126,7 +116,7 @@ class DatasetTable:
         for name in wanted:
             source, inner = self._places[name]
             alias = aliases.setdefault(source.view, f"t{len(aliases)}")
-            parts.append(f"{alias}.{_name(inner)} AS {_name(name)}")
+            parts.append(f"{alias}.{sql_name(inner)} AS {sql_name(name)}")
         joins = "".join(
             f" LEFT JOIN {view} {alias} ON {alias}.key = t0.key"
             for view, alias in aliases.items()
@@ -151,42 +141,15 @@ class DatasetTable:
         if kind not in ("BOOLEAN", '"NULL"'):
             raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
-        """Run SQL of our own making; the connection holds its result.
-
-        Raises InputError after `timeout_s`, StageFailed where memory does not do, ConfigError
-        where a value cannot be converted as a filter asks.
-        """
-        with self._deadline():
-            return self._con.execute(sql, list(parameters))
-
-    def arrow(self, sql: str) -> Any:
-        """Run SQL of our own making; the result as an arrow table."""
-        with self._deadline():
-            return self._con.sql(sql).to_arrow_table()
-
-    def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
-        """Run SQL of our own making; yield arrow record batches of about `rows` rows.
-
-        No deadline: whoever takes the batches sets the pace.
-        """
-        with self._errors():
-            yield from self._con.sql(sql).to_arrow_reader(rows)
-
-    def insert(self, name: str, rows: Any) -> None:
-        """Append an arrow table's rows to a temporary table, made where it is not there."""
-        self._con.register("laionkit_rows", rows)
-        self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS FROM laionkit_rows LIMIT 0")
-        self.execute(f"INSERT INTO {name} FROM laionkit_rows")
-        self._con.unregister("laionkit_rows")
-
     def infos(self) -> list[ColumnInfo]:
         """Type, origin, nulls and range of each column, in one scan."""
         names = list(self.columns)
         ranged = [name for name in names if not _is_nested(self.columns[name])]
-        parts = [f"count(*) - count({_name(name)})" for name in names]
+        parts = [f"count(*) - count({sql_name(name)})" for name in names]
         for name in ranged:
-            cell = _name(name) if self.columns[name] != "VARCHAR" else f"left({_name(name)}, 40)"
+            cell = (
+                sql_name(name) if self.columns[name] != "VARCHAR" else f"left({sql_name(name)}, 40)"
+            )
             parts += [f"min({cell})", f"max({cell})"]
         found = self.execute(f"SELECT {', '.join(parts)} FROM {VIEW}").fetchone()
         ends = found[len(names) :]
@@ -196,36 +159,9 @@ class DatasetTable:
             for (name, kind), nulls in zip(self.columns.items(), found, strict=False)
         ]
 
-    @contextlib.contextmanager
-    def _deadline(self) -> Iterator[None]:
-        timer = threading.Timer(self.timeout_s or 0, self._con.interrupt)
-        if self.timeout_s:
-            timer.start()
-        try:
-            with self._errors():
-                yield
-        finally:
-            timer.cancel()
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn the engine's errors into our one line."""
-        try:
-            yield
-        except duckdb.InterruptException as error:
-            raise InputError(
-                f"{self.folder}: the query took longer than {self.timeout_s} s; simplify it"
-            ) from error
-        except duckdb.OutOfMemoryException as error:
-            raise StageFailed(f"{self.folder}: {one_line(error)}") from error
-        except duckdb.IOException as error:
-            raise InputError(f"{self.folder}: {one_line(error)}") from error
-        except duckdb.Error as error:
-            raise ConfigError(f"{self.folder}: {one_line(error)}") from error
-
     def _guard(self) -> None:
         """From now on, open no file but those of the views."""
-        paths = ", ".join(_text(path) for path in sorted(self._files))
+        paths = ", ".join(sql_text(path) for path in sorted(self._files))
         self._con.execute(f"SET allowed_paths = [{paths}]")
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
@@ -299,7 +235,7 @@ class DatasetTable:
         paths = [self._path(path) for _, path in files]
         self._files.update(paths)
         view = f"laionkit_score_{len(self._sources)}"
-        listed = ", ".join(_text(path) for path in paths)
+        listed = ", ".join(sql_text(path) for path in paths)
         self._con.execute(f"CREATE VIEW {view} AS SELECT key, value FROM read_parquet([{listed}])")
         return _Source(view, 0, {"key": "VARCHAR", "value": "FLOAT"})
 
@@ -323,7 +259,7 @@ class DatasetTable:
         """Make the view of `files`, (shard, path) in order: each key's row of its latest shard."""
         paths = [self._path(path) for _, path in files]
         self._files.update(paths)
-        listed = ", ".join(_text(path) for path in paths)
+        listed = ", ".join(sql_text(path) for path in paths)
         reader = f"read_parquet([{listed}], union_by_name = true)"
         try:
             later, rows = self._later_attempts(paths, key)
@@ -332,18 +268,18 @@ class DatasetTable:
         except duckdb.Error as error:
             raise InputError(f"{self.folder}: {one_line(error)}") from error
         view = f"laionkit_{name}"
-        picks = [f"{_number(inner, kind)} AS {_name(o)}" for o, (inner, kind) in shown.items()]
+        picks = [f"{_number(inner, kind)} AS {sql_name(o)}" for o, (inner, kind) in shown.items()]
         with_shard = name in ("fetched", "embedded") and "shard" not in shown
         if with_shard:
-            names = ", ".join(_text(shard) for shard, _ in files)
+            names = ", ".join(sql_text(shard) for shard, _ in files)
             picks.append(f"[{names}][r.file_index::BIGINT + 1] AS shard")
         sql = f"SELECT {', '.join(picks)} FROM {reader} AS r"
         if later:
-            again = ", ".join(_text(paths[i]) for i in later)
+            again = ", ".join(sql_text(paths[i]) for i in later)
             sql += (
-                f" ANTI JOIN (SELECT {_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i FROM"
-                f" read_parquet([{again}], union_by_name = true)) AS l"
-                f" ON r.{_name(key)} = l.k AND r.file_index::BIGINT < l.i"
+                f" ANTI JOIN (SELECT {sql_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i"
+                f" FROM read_parquet([{again}], union_by_name = true)) AS l"
+                f" ON r.{sql_name(key)} = l.k AND r.file_index::BIGINT < l.i"
             )
         self._con.execute(f"CREATE VIEW {view} AS {sql}")
         columns = {outer: kind for outer, (_, kind) in shown.items()}
@@ -362,7 +298,7 @@ class DatasetTable:
 
         Decided by the least and greatest key in each footer, so that no key is read.
         """
-        listed = ", ".join(_text(path) for path in paths)
+        listed = ", ".join(sql_text(path) for path in paths)
         found = self._con.execute(
             "SELECT file_name, min(stats_min_value), max(stats_max_value), sum(num_values)"
             f" FROM parquet_metadata([{listed}]) WHERE path_in_schema = ? GROUP BY 1",
@@ -419,34 +355,12 @@ def columns(dataset: str) -> list[ColumnInfo]:
         return opened.infos()
 
 
-def one_line(error: BaseException) -> str:
-    """An engine's message in one line of bounded length."""
-    text = str(error).partition("\n\n")[0].partition("\nLINE")[0]
-    return " ".join(text.split())[:300]
-
-
 def score_origin(made: StageMade) -> str:
     """Say what computed a score column: ``computed by aesthetic-v2 on ViT-L-14/openai``."""
     facts = {**made.config, **made.facts}
     word = "declared" if facts.get("provenance") == "declared" else "computed"
     what = [str(facts[name]) for name in ("head", "backbone", "model") if facts.get(name)]
     return f"{word}: {' on '.join(what[:2])}" if what else word
-
-
-def connect(memory_mb: int = DEFAULT_MEMORY_MB, threads: int | None = None) -> Any:
-    """A DuckDB connection of its own that spills to disk above `memory_mb`."""
-    spill = Path(tempfile.gettempdir()) / f"laionkit-{uuid.uuid4().hex}"
-    con = duckdb.connect(config={"autoinstall_known_extensions": False})
-    con.execute(f"SET memory_limit = '{memory_mb}MB'")
-    con.execute(f"SET temp_directory = {_text(str(spill))}")
-    con.execute("SET enable_progress_bar = false")
-    # A parquet file's statistics leave NaN out, so that DuckDB folds isnan and nullif(x, 'nan') to
-    # "there is none": a safety filter would let NaN pass.
-    con.execute("SET disabled_optimizers = 'statistics_propagation'")
-    con.execute("SET parquet_metadata_cache = true")
-    if threads:
-        con.execute(f"SET threads = {threads}")
-    return con
 
 
 def _origin(name: str) -> str:
@@ -457,17 +371,9 @@ def _origin(name: str) -> str:
 
 def _number(inner: str, kind: str) -> str:
     """A column as it is, NaN as null: DuckDB holds NaN for greater than every threshold."""
-    name = _name(inner)
+    name = sql_name(inner)
     return f"nullif({name}, 'nan'::{kind})" if kind in ("FLOAT", "DOUBLE") else name
 
 
 def _is_nested(kind: str) -> bool:
     return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", '"NULL"', "JSON"))
-
-
-def _name(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -99,3 +99,19 @@ def test_the_real_cc12m_shard_is_read_whole(real_data):
     assert damage == ""
     assert samples
     assert all("jpg" in members and "txt" in members for members in samples.values())
+
+
+@pytest.mark.parametrize("name", ["00001", "k" * 90 + "é", "f" * 60 + "/" + "k" * 60])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 9000])
+def test_tars_are_byte_for_byte_those_of_tarfile(tmp_path, name, size):
+    samples = {name: {"jpg": bytes(size), "txt": b"a caption"}, name + "z": {"jpg": b"x" * 512}}
+    with Folder(tmp_path).create("ours.tar") as file, ShardWriter(file) as writer:
+        for key, members in samples.items():
+            writer.add(key, members)
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples.items():
+            for extension, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mode, info.mtime = len(data), 0o444, 0
+                tar.addfile(info, io.BytesIO(data))
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()

@@ -2,8 +2,9 @@
 
 import contextlib
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.shards import ShardWriter, image_member, list_shards, read_contents
+from laionkit.core.records import StageRecords
+from laionkit.core.schemas import SHARD_RECORDS
+from laionkit.core.shards import ShardRef, ShardWriter, image_member, list_shards, read_contents
 from laionkit.ops.predicates import quote_name, quote_text
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.selection import Selection
@@ -31,6 +34,8 @@ VIEW_FILE = "view.parquet"
 SUBSET_SHARD = "subset_shard"
 SAMPLE_HASH = "sample_sha256"
 MAX_OPEN_TARS = 64
+# Hashing and file access run outside Python's lock; more threads than this only wait for it.
+WRITERS = 3
 ROWS_PER_GROUP = 10_000
 
 
@@ -76,6 +81,10 @@ def _take_places(selection: Selection, shard: str, damage: str) -> None:
         selection.drop("picture in its tar", reason, lost)
 
 
+# The tar written, where there is one, and the hash of each sample.
+_Shard = tuple[Written | None, list[str]]
+
+
 @dataclass
 class Export:
     """What was written: each file under its role, samples per tar, rows in all."""
@@ -98,18 +107,18 @@ def write_kept(
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
     rows = selection.table.batches(_export_sql(selection, config), size)
     with contextlib.ExitStack() as stack:
-        pictures = stack.enter_context(contextlib.closing(Pictures(dataset)))
         kept = stack.enter_context(_Rows(folder, "kept.parquet"))
         view = stack.enter_context(_Rows(folder, VIEW_FILE)) if config.as_ == "view" else None
-        for number, chunk in enumerate(_chunks(rows, size)):
-            name = f"{number:05d}"
-            if config.as_ == "shards":
-                written, hashes = _write_tar(folder, name, chunk, pictures, config)
+        made = _in_order(
+            stack.enter_context(ThreadPoolExecutor(WRITERS)),
+            lambda name, chunk: _write_shard(dataset, folder, name, chunk, config),
+            _chunks(rows, size),
+        )
+        for name, chunk, (written, hashes) in made:
+            if written is not None:
                 done.files[f"tar-{name}"] = written
-                done.sizes[f"{name}.tar"] = chunk.num_rows
+                done.sizes[written.path] = chunk.num_rows
                 done.bytes += written.size
-            else:
-                hashes = list(_hashes(chunk, pictures, pictured=config.as_ == "view"))
             kept.write(_kept_rows(chunk, hashes, name if config.as_ != "parquet" else None))
             if view:
                 view.write(chunk.select(list(VIEW_COLUMNS)))
@@ -118,6 +127,33 @@ def write_kept(
     if view:
         done.files["view"] = view.written()
     return done
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[str, pa.Table], _Shard],
+    chunks: Iterator[pa.Table],
+) -> Iterator[tuple[str, pa.Table, _Shard]]:
+    """Do the chunks a few at a time; yield each with its name and result, in order."""
+    waiting: deque[tuple[str, pa.Table, Future[_Shard]]] = deque()
+    for number, chunk in enumerate(chunks):
+        name = f"{number:05d}"
+        waiting.append((name, chunk, pool.submit(work, name, chunk)))
+        if len(waiting) > WRITERS:
+            name, chunk, done = waiting.popleft()
+            yield name, chunk, done.result()
+    for name, chunk, done in waiting:
+        yield name, chunk, done.result()
+
+
+def _write_shard(
+    dataset: Folder, folder: Folder, name: str, chunk: pa.Table, config: SubsetConfig
+) -> _Shard:
+    """Write the tar of one chunk where the form has tars; hash its samples."""
+    with contextlib.closing(Pictures(dataset)) as pictures:
+        if config.as_ == "shards":
+            return _write_tar(folder, name, chunk, pictures, config)
+        return None, list(_hashes(chunk, pictures, pictured=config.as_ == "view"))
 
 
 class _Rows:
@@ -253,7 +289,8 @@ class Pictures:
 
     def __init__(self, dataset: Folder) -> None:
         self._dataset = dataset
-        self._refs = {ref.name: ref for ref in list_shards(dataset)}
+        self._records = StageRecords(dataset, SHARD_RECORDS)
+        self._tars: dict[str, str] = {}
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def samples(self, rows: pa.Table) -> Iterator[tuple[str, str, bytes, bytes, bytes]]:
@@ -267,14 +304,15 @@ class Pictures:
         """The bytes of one picture. Raises InputError where the tar is shorter than it was."""
         file = self._open.get(shard)
         if file is None:
-            file = self._open[shard] = self._dataset.open(self._refs[shard].tar)
+            tar = self._tars.setdefault(shard, ShardRef.of(self._records.read(shard)).tar)
+            file = self._open[shard] = self._dataset.open(tar)
             if len(self._open) > MAX_OPEN_TARS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
         file.seek(offset)
         data = file.read(size)
         if len(data) != size:
-            raise InputError(f"{self._refs[shard].tar} ended early: it changed while it was read")
+            raise InputError(f"{self._tars[shard]} ended early: it changed while it was read")
         return data
 
     def close(self) -> None:

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laionkit.core.embeddings import score_columns
+from laionkit.core.engine import connect
 from laionkit.core.errors import InputError, did_you_mean
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.schemas import RECORDS, SUBSETS
 from laionkit.core.shards import image_member, read_contents, read_member
-from laionkit.core.table import connect
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import (
     SAMPLE_HASH,
