@@ -29,8 +29,6 @@ import pyarrow.parquet as pq
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
 # At least two shards in the small run too, so that it fills both processes and the slope holds no
 # start-up. Much smaller shards would charge img2dataset a thread pool each.
-# At least two shards in the small run too, so that it fills both processes and the slope holds no
-# start-up. Much smaller shards would charge img2dataset a thread pool each.
 SHARD = 1000
 ORDER = ("laionkit", "img2dataset")
 

@@ -26,12 +26,15 @@ class CodecThreads:
         self._is_woken = False
         self._is_closed = False
         self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"codec-{i}", daemon=True)
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._count = 0
+        for _ in range(threads):
+            self.add_thread()
+
+    def add_thread(self) -> None:
+        """Add a thread: in the place of one that hangs in a decoder and cannot be stopped."""
+        self._count += 1
+        name = f"codec-{self._count}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def run(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
         """Run `work` in a thread; await the future for its result."""
@@ -45,7 +48,7 @@ class CodecThreads:
         A thread that is inside a decoder when the interpreter ends would abort the process.
         """
         self._is_closed = True
-        for _ in self._threads:
+        for _ in range(self._count):
             self._work.put(None)
         for thread in self._threads:
             thread.join(CLOSE_WAIT_S)

@@ -43,6 +43,7 @@ class PumpLimits:
     per_host_rate: float = 0.0
     max_bytes: int = 32 * 2**20
     network_wait_s: float = 600.0
+    decode_timeout_s: float = 30.0
     codec_threads: int = 2
 
 
@@ -242,7 +243,14 @@ class Pump:
             job.shard.keep_image(job.index, found)
             return found
 
-        self._finish(job, await self.codec.run(work))
+        try:
+            async with asyncio.timeout(self.limits.decode_timeout_s):
+                found: Found = await self.codec.run(work)
+        except TimeoutError:
+            self.codec.add_thread()
+            said = f"not decoded in {self.limits.decode_timeout_s:g} s"
+            found = Found(Reason.DECODE_TIMEOUT, said, bytes_in=len(body))
+        self._finish(job, found)
 
     def _finish(self, job: Job, found: Found) -> None:
         with self._lock:

@@ -173,6 +173,7 @@ def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
         per_host_rate=config.per_host_rate / site.share,
         max_bytes=config.max_bytes,
         network_wait_s=config.network_wait_s,
+        decode_timeout_s=config.decode_timeout_s,
         codec_threads=max(1, min(8, cores // site.workers) + 1),
     )
 
