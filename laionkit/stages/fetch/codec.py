@@ -26,15 +26,16 @@ class CodecThreads:
         self._is_woken = False
         self._is_closed = False
         self._lock = threading.Lock()
-        self._count = 0
+        self._threads: list[threading.Thread] = []
         for _ in range(threads):
             self.add_thread()
 
     def add_thread(self) -> None:
         """Add a thread: in the place of one that hangs in a decoder and cannot be stopped."""
-        self._count += 1
-        name = f"codec-{self._count}"
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        name = f"codec-{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def run(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
         """Run `work` in a thread; await the future for its result."""
@@ -48,7 +49,7 @@ class CodecThreads:
         A thread that is inside a decoder when the interpreter ends would abort the process.
         """
         self._is_closed = True
-        for _ in range(self._count):
+        for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
             thread.join(CLOSE_WAIT_S)
