@@ -19,7 +19,7 @@ from laionkit import __version__
 from laionkit.core.errors import LaionkitError, is_disk_full
 
 # Flags whose names are Python keywords or letters: field → flag, field → short flag.
-_LONG = {"as_name": "as", "schema_name": "schema", "import_file": "import"}
+_LONG = {"as_name": "as", "links_schema": "schema", "import_file": "import"}
 _SHORT = {"k": "-k", "output": "-o", "set_": "-s"}
 
 
@@ -61,12 +61,15 @@ _COMMANDS = (
     ("status", _looks, "What is done, what was lost and why."),
     ("columns", _looks, "Every column that --where can name: type, origin, nulls, range."),
     ("verify", _looks, "Check a subset's files and samples against its manifest."),
+    ("push", _looks, "Upload a subset to the Hugging Face hub."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
 )
 _EXAMPLES = {
     "metadata": (
         "laionkit metadata links.parquet my-set",
         "laionkit metadata hf://datasets/laion/laion2B-en-aesthetic my-set",
+        'laionkit metadata links.parquet my-set --where "punsafe < 0.1" --dedup url',
+        "laionkit metadata --inspect links.parquet",
         "laionkit metadata ~/Pictures album",
     ),
     "fetch": (
@@ -88,8 +91,10 @@ _EXAMPLES = {
     "subset": (
         'laionkit subset my-set --name best --where "aesthetic_v2 >= 6 AND punsafe < 0.1"',
         "laionkit subset my-set --name sd --preset sd-v2 --as parquet",
+        "laionkit subset my-set --name sd --preset sd-v2 --dry-run",
     ),
     "run": ("laionkit run laion-aesthetics my-set links.parquet -s fetch.image_size=384",),
+    "push": ("laionkit push my-set best me/best-pictures",),
     "verify": ("laionkit verify my-set best",),
 }
 

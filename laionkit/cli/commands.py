@@ -23,6 +23,7 @@ from laionkit.stages.index import IndexConfig
 from laionkit.stages.index import index as index_stage
 from laionkit.stages.metadata import MetadataConfig
 from laionkit.stages.metadata import metadata as metadata_stage
+from laionkit.stages.metadata.inspection import inspect as inspect_sources
 from laionkit.stages.query import QueryConfig, answer, open_searcher, query_file
 from laionkit.stages.query import query as query_stage
 from laionkit.stages.score import ScoreConfig
@@ -30,6 +31,7 @@ from laionkit.stages.score import score as score_stage
 from laionkit.stages.subset import SubsetConfig
 from laionkit.stages.subset import subset as subset_stage
 from laionkit.stages.subset.manifest import verify as verify_subset
+from laionkit.stages.subset.publish import push as push_subset
 
 flat = Parameter(name="*")
 
@@ -38,10 +40,20 @@ def metadata(
     *paths: Annotated[
         str, Parameter(help="SOURCE… DATASET: what to read, then the dataset's folder.")
     ],
+    inspect: Annotated[
+        bool, Parameter(help="Show what every SOURCE (no DATASET then) is seen as; write nothing.")
+    ] = False,
     config: Annotated[MetadataConfig, flat] = MetadataConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
     """Read link tables or a folder of pictures into a clean work list."""
+    if inspect:
+        found = inspect_sources(paths, config)
+        if how.json:
+            show.as_json(found)
+        else:
+            show.inspection(found)
+        return
     if len(paths) < 2:
         raise ConfigError("give SOURCE… DATASET, such as: laionkit metadata links.parquet my-set")
     *sources, dataset = paths
@@ -186,7 +198,10 @@ def subset(
     how: HowToRun = HowToRun(),
 ) -> None:
     """Write a filtered training subset of DATASET, with a reason for every drop."""
-    show.report(subset_stage(dataset, config, runner=how.runner()), how.json)
+    result = subset_stage(dataset, config, runner=how.runner())
+    show.report(result, how.json)
+    if config.dry_run and not how.json:
+        show.what_if(result.extra)
 
 
 def run(
@@ -244,6 +259,14 @@ def verify(dataset: str, name: str, /, *, json: bool = False) -> None:
             show.console.print(f"  {problem}", markup=False)
     if found.problems:
         raise StageFailed(f"subset {name} of {dataset} is not what was written: make it again")
+
+
+def push(
+    dataset: str, name: str, repository: str, /, *, public: bool = False, json: bool = False
+) -> None:
+    """Upload DATASET's subset NAME to the Hugging Face hub as OWNER/NAME."""
+    address = push_subset(dataset, name, repository, private=not public)
+    show.said({"address": address}, address, json)
 
 
 def demo(

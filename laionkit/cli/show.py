@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from laionkit.core.progress import Counts
 from laionkit.core.runner import StageReport
 from laionkit.core.status import StageStatus
 from laionkit.core.table import ColumnInfo
+from laionkit.stages.metadata.inspection import Inspection
 
 console = Console(highlight=False)
 
@@ -109,6 +110,50 @@ def columns(found: Sequence[ColumnInfo]) -> None:
     """Print a row a column."""
     rows = [(c.name, c.type, c.origin, c.nulls, c.min, c.max) for c in found]
     table(("column", "type", "origin", "nulls", "min", "max"), rows)
+
+
+def inspection(found: Inspection) -> None:
+    """Print what each source is seen as, a row a column with a histogram."""
+    titles = ("column", "in the source", "type", "nulls", "min", "max", "spread")
+    for look in found.sources:
+        rows = "rows unknown" if look.rows is None else f"{look.rows:,} rows"
+        console.print(f"[bold]{look.source}[/bold]  {look.set_name}, {rows}")
+        for note in look.notes:
+            console.print(f"  {note}", markup=False)
+        table(
+            titles,
+            [
+                (
+                    c.name,
+                    c.source_name,
+                    c.type,
+                    c.nulls,
+                    _cut(c.least),
+                    _cut(c.greatest),
+                    _bars(c.histogram),
+                )
+                for c in look.columns
+            ],
+        )
+
+
+def _cut(value: Any, most: int = 14) -> Any:
+    """A long text's beginning."""
+    return value[: most - 1] + "…" if isinstance(value, str) and len(value) > most else value
+
+
+def _bars(histogram: Sequence[int]) -> str:
+    """A histogram in one line of block characters."""
+    most = max(histogram, default=0)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, 8 * n // (most + 1))] if n else " " for n in histogram)
+
+
+def what_if(extra: Mapping[str, Any]) -> None:
+    """Print a dry run's funnel, what other thresholds would keep, and the bytes."""
+    table(("step", "in", "dropped"), extra["funnel"])
+    for condition, points in extra["thresholds"].items():
+        table(("threshold", "kept"), points, title=condition)
+    console.print(f"about {extra['bytes'] / 1e6:,.1f} MB of pictures")
 
 
 def hits(found: pd.DataFrame) -> None:

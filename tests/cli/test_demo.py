@@ -119,3 +119,21 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(demo, tmp_path):
 def laionkit_in(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "laionkit", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_dry_run_an_inspection_and_a_check_say_what_they_found(demo, laionkit):
+    dataset, _ = demo
+    terms = ("--where", "demo_taste > 6 AND width > 200", "--dry-run")
+    dry = laionkit("subset", dataset, "--name", "dry", *terms)
+    assert dry.code == 0, dry.err
+    assert "threshold" in dry.out
+    assert not (dataset / "subsets/dry").exists()
+    looked = laionkit("metadata", "--inspect", dataset / "world/links.parquet")
+    assert looked.code == 0, looked.err
+    assert "punsafe" in looked.out
+    checked = laionkit("verify", dataset, "best", "--json")
+    assert checked.json()["problems"] == []
+    next((dataset / "subsets/best").glob("*.tar")).write_bytes(b"spoilt")
+    spoilt = laionkit("verify", dataset, "best")
+    assert spoilt.code == 1
+    assert "bytes, recorded were" in spoilt.out
