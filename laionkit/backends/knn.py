@@ -182,8 +182,7 @@ class ListStore:
 def dot_rows(rows_ND: Float32, query_D: Float32) -> Float32:
     """The inner product of each row with a query, on this thread alone.
 
-    BLAS wakes its threads for so little, and a query then waits for the slowest of them: on two
-    busy cores that made 19 ms of 2.
+    BLAS wakes its threads for so little, and a query then waits for the slowest of them.
     """
     return cast(Float32, np.einsum("nd,d->n", rows_ND, query_D))
 

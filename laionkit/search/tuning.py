@@ -21,8 +21,8 @@ TARGET = 0.96  # of the lists alone: the recall promised is 0.95, and 8-bit code
 SAMPLE_ROWS = 32_768
 QUERIES = 150
 
-# Measured with text queries on a million generated vectors with CLIP's modality gap (see
-# benchmarks/search.py): what an index goes by that has no captions' vectors to learn from.
+# What an index goes by that has no captions' vectors to learn from: chosen from text queries on
+# generated vectors with about CLIP's modality gap (benchmarks/search.py makes such), with room.
 CAUTIOUS = (0.2, 0.4, 0.55, 0.8, 0.9)
 
 

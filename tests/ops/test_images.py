@@ -132,7 +132,7 @@ def test_an_embedded_profile_is_converted_to_srgb():
     assert broken[0, 0].tolist() == other_space[0, 0].tolist() == [120, 60, 200]
 
 
-def test_a_swapped_profile_changes_colours_alike_in_both_paths(real_data):
+def test_a_cmyk_picture_comes_out_as_rgb(real_data):
     data = (real_data / "odd-images/pillow/pil_sample_cmyk.jpg").read_bytes()
     assert decode(data).rgb.shape == (100, 100, 3)
 
