@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from laionkit.stages.head_fit import HeadFitConfig, fit_head
     from laionkit.stages.index import IndexConfig, index
     from laionkit.stages.metadata import MetadataConfig, metadata
+    from laionkit.stages.metadata.inspection import inspect
     from laionkit.stages.query import QueryConfig, query
     from laionkit.stages.score import ScoreConfig, score
     from laionkit.stages.subset import SubsetConfig, subset
     from laionkit.stages.subset.loading import load
     from laionkit.stages.subset.manifest import verify
+    from laionkit.stages.subset.publish import push
 
 _NAMES = {
     "core.errors": ("ConfigError", "InputError", "LaionkitError", "StageFailed", "StaleOutput"),
@@ -48,11 +50,13 @@ _NAMES = {
     "stages.head_fit": ("HeadFitConfig", "fit_head"),
     "stages.index": ("IndexConfig", "index"),
     "stages.metadata": ("MetadataConfig", "metadata"),
+    "stages.metadata.inspection": ("inspect",),
     "stages.query": ("QueryConfig", "query"),
     "stages.score": ("ScoreConfig", "score"),
     "stages.subset": ("SubsetConfig", "subset"),
     "stages.subset.loading": ("load",),
     "stages.subset.manifest": ("verify",),
+    "stages.subset.publish": ("push",),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
@@ -83,9 +87,11 @@ __all__ = [
     "fetch",
     "fit_head",
     "index",
+    "inspect",
     "load",
     "load_recipe",
     "metadata",
+    "push",
     "query",
     "run",
     "score",

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.files import Folder
+from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.runner import StageReport
+from laionkit.core.schemas import SHARD_RECORDS
 from laionkit.core.worklist import WorkList
 from laionkit.stages.metadata import MetadataConfig, metadata
 
@@ -266,6 +268,15 @@ def test_append_adds_new_shards_without_what_is_there(tmp_path):
     assert column(tmp_path / "d", "key")[12] == "000020"
     assert len(ledger(tmp_path / "d", "dropped-00001")) == 4
     assert make(source(tmp_path / "2", second), tmp_path / "d", append=True).skipped == 2
+
+
+def test_append_leaves_the_numbers_of_healed_shards_alone(tmp_path):
+    make(source(tmp_path / "1", [link(i) for i in range(12)]), tmp_path / "d")
+    healed = StageRecords(Folder(tmp_path / "d"), SHARD_RECORDS)
+    healed.commit(ShardRecord(shard="00002", fingerprint=""))
+    more = source(tmp_path / "2", [link(i) for i in range(12, 15)])
+    make(more, tmp_path / "d", append=True)
+    assert WorkList.open(Folder(tmp_path / "d")).shards() == ["00000", "00001", "00003"]
 
 
 def test_a_folder_of_pictures_read_again_takes_only_what_changed(tmp_path):

@@ -17,7 +17,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts, StageEnded, StageStarted
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.core.runner import Runner, StageReport
-from laionkit.core.schemas import METADATA, RECORDS
+from laionkit.core.schemas import METADATA, RECORDS, SHARD_RECORDS
 from laionkit.core.worklist import PART_ROLE, unfinished_batches
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.inspection import Inspection, inspect
@@ -61,14 +61,14 @@ def metadata(
         runner.note(METADATA, note)
     runner.progress.emit(StageStarted(METADATA, len(plan.tables), 0, plan.total()))
     try:
-        run = Reader(folder, plan, settled, runner, _start(made)).run()
+        run = Reader(folder, plan, settled, runner, _start(folder, made)).run()
     except BaseException:
         _clear_unfinished(records)
         raise
     if settled.keep_keys:
         _require_unique(folder, settled, run, made)
     seconds = time.monotonic() - started
-    _commit(records, settled, plan, run, _start(made), seconds)
+    _commit(records, settled, plan, run, _start(folder, made), seconds)
     runner.progress.emit(StageEnded(METADATA, run.counts, seconds))
     notes += _notes_of(run, settled)
     for note in _notes_of(run, settled):
@@ -111,15 +111,19 @@ def _require_append(
     )
 
 
-def _start(made: Sequence[ShardRecord]) -> Start:
-    """Where new shards and parts begin, after those that are there."""
+def _start(folder: Folder, made: Sequence[ShardRecord]) -> Start:
+    """Where new shards and parts begin, after those that are there.
+
+    Shards of links that healed (``fetch --retry``) have numbers of their own, past the work
+    list's: they are counted too.
+    """
     if not made:
         return Start()
     extras = [record.extra for record in made]
+    listed = max(extra["first_shard"] + extra["shards"] for extra in extras)
+    fetched = (int(n) + 1 for n in StageRecords(folder, SHARD_RECORDS).names() if n.isdigit())
     return Start(
-        max(extra["batch"] for extra in extras) + 1,
-        max(extra["first_shard"] + extra["shards"] for extra in extras),
-        len(made),
+        max(extra["batch"] for extra in extras) + 1, max([listed, *fetched]), len(made)
     )
 
 
