@@ -122,3 +122,16 @@ def test_an_adopted_clip_retrieval_run_finds_what_its_own_index_finds(
         hits = ours.search(vector=text, k=5)
         assert hits.key.tolist() == [keys[row] for row in rows[0]]
         assert np.allclose(hits.match, cosines[0], atol=2e-3)
+
+
+def test_a_hit_among_the_users_own_pictures_says_where_it_lies(laionkit, real_data, tmp_path):
+    pictures, dataset = real_data / "images/exif-orientation", tmp_path / "album"
+    for command in (
+        ("metadata", pictures, dataset),
+        ("fetch", dataset, "--image-size", 64),
+        ("embed", dataset, "--model", "tiny"),
+        ("index", dataset),
+    ):
+        assert laionkit(*command, "--quiet").code == 0
+    (hit,) = laionkit("query", dataset, "a picture", "-k", 1, "--json").json()["hits"]
+    assert Path(hit["url"]).parent == pictures

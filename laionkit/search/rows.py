@@ -129,11 +129,14 @@ def _spill(tables: Iterator[pa.Table], place: Path, buckets: int) -> None:
 
 
 def segment_rows(bucket: pa.Table, key: str, shards: Sequence[str]) -> pa.Table:
-    """The columns a segment keeps: key, caption, url, shard, row (in the shard)."""
+    """The columns a segment keeps: key, caption, url, shard, row (in the shard).
+
+    A picture of the user's own has a path and no url: it stands in the url's place.
+    """
     nothing = pa.nulls(bucket.num_rows, pa.string())
     text = {
         name: bucket[name].cast(pa.string()) if name in bucket.column_names else nothing
-        for name in (key, "caption", "url")
+        for name in (key, "caption", "url", "path")
     }
     names = pa.DictionaryArray.from_arrays(
         bucket[_SHARD].combine_chunks(), pa.array(shards, pa.string())
@@ -142,7 +145,7 @@ def segment_rows(bucket: pa.Table, key: str, shards: Sequence[str]) -> pa.Table:
         {
             "key": text[key],
             "caption": text["caption"],
-            "url": text["url"],
+            "url": pc.coalesce(text["url"], text["path"]),
             "shard": names,
             "row": bucket[_ROW],
         }
