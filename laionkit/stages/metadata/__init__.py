@@ -122,9 +122,7 @@ def _start(folder: Folder, made: Sequence[ShardRecord]) -> Start:
     extras = [record.extra for record in made]
     listed = max(extra["first_shard"] + extra["shards"] for extra in extras)
     fetched = (int(n) + 1 for n in StageRecords(folder, SHARD_RECORDS).names() if n.isdigit())
-    return Start(
-        max(extra["batch"] for extra in extras) + 1, max([listed, *fetched]), len(made)
-    )
+    return Start(max(extra["batch"] for extra in extras) + 1, max([listed, *fetched]), len(made))
 
 
 def _require_unique(
