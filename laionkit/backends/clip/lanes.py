@@ -1,8 +1,8 @@
 """A CPU's cores as lanes, each running whole pieces of a batch on its own.
 
 Torch splits every operation over the cores and waits at each one's end; a busy neighbour then
-delays all of them. Measured on two shared cores, ViT-B/32 in bf16, batch 64: 130 ms a picture
-with torch's own threads, 76 ms in two lanes (CPU time 80 and 56 ms), the same bits.
+delays all of them. In a one-off trial on two shared cores (ViT-B/32 in bf16, batch 64) a picture
+took 130 ms with torch's own threads and 76 ms in two lanes, with the same bits.
 """
 
 from collections.abc import Callable, Iterable
