@@ -201,10 +201,10 @@ def main() -> None:
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
     }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for side in asked.sides:
         result[f"{side} px http"] = compare(side, asked)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for side in asked.sides:
         print(side, json.dumps(result[f"{side} px http"]["ratios"], indent=1))  # type: ignore[index]
 
