@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from laionkit.core.schemas import Reason
-from laionkit.ops.predicates import Term, quote_name, quote_text
+from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
 
-MAX_VALUE_CHARS = 200
 # A scheme, "://" and the beginning of a host; a longer pattern takes three times as long.
 _LINK = r"^\s*[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#]"
 _SPACES = "chr(32) || chr(9) || chr(10) || chr(13)"
@@ -113,17 +112,3 @@ def drops_null(column: str, null: str) -> bool:
         return null == "drop"
     lower = column.lower()
     return lower in _SAFETY_COLUMNS or any(mark in lower for mark in _SAFETY_MARKS)
-
-
-def value_sql(term: Term) -> str:
-    """SQL of what a condition saw: the column's value, or each ``column=value``."""
-    if not term.columns:
-        return "NULL"
-    texts = [f"{quote_name(name)}::VARCHAR" for name in term.columns]
-    if len(texts) > 1:
-        named = [
-            f"{quote_text(name + '=')} || {text}"
-            for name, text in zip(term.columns, texts, strict=True)
-        ]
-        return f"left(concat_ws(', ', {', '.join(named)}), {MAX_VALUE_CHARS})"
-    return f"left({texts[0]}, {MAX_VALUE_CHARS})"

@@ -18,6 +18,8 @@ from laionkit.core.errors import ConfigError, did_you_mean
 MAX_LENGTH = 20_000
 MAX_TOKENS = 4_000
 MAX_DEPTH = 40
+# A ledger's value is cut at so many characters.
+MAX_VALUE_CHARS = 200
 DIALECT = "duckdb"
 
 _OPERATORS: tuple[type[exp.Expr], ...] = (
@@ -171,6 +173,20 @@ def quote_text(text: str) -> str:
     "'it''s'"
     """
     return "'" + text.replace("'", "''") + "'"
+
+
+def value_sql(term: Term) -> str:
+    """SQL of what a condition saw: the column's value, or each ``column=value``."""
+    if not term.columns:
+        return "NULL"
+    texts = [f"{quote_name(name)}::VARCHAR" for name in term.columns]
+    if len(texts) > 1:
+        named = [
+            f"{quote_text(name + '=')} || {text}"
+            for name, text in zip(term.columns, texts, strict=True)
+        ]
+        return f"left(concat_ws(', ', {', '.join(named)}), {MAX_VALUE_CHARS})"
+    return f"left({texts[0]}, {MAX_VALUE_CHARS})"
 
 
 def _parse(sql: str) -> exp.Expr:

@@ -12,10 +12,9 @@ from laionkit.core.errors import ConfigError
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import Status
 from laionkit.core.table import DatasetTable
-from laionkit.ops.predicates import Term, quote_name, quote_text
+from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
 
 NOT_FETCHED = "not_fetched"
-MAX_VALUE_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Selection:
         for term in terms:
             case, codes = self._term_case(term)
             cases.append(case)
-            values.append(f"WHEN code IN ({', '.join(map(str, codes))}) THEN {_value(term)}")
+            values.append(f"WHEN code IN ({', '.join(map(str, codes))}) THEN {value_sql(term)}")
         code = f"CASE {' '.join(cases)} ELSE 0 END" if cases else "0"
         value = f"CASE {' '.join(values)} END" if values else "NULL"
         shard = "shard" if "shard" in columns else "NULL"
@@ -199,17 +198,3 @@ class Selection:
         null = f"CASE {' '.join(nulls)} ELSE {unknown} END" if nulls else str(unknown)
         case = f"WHEN ({term.sql}) IS NULL THEN {null} WHEN NOT ({term.sql}) THEN {failed}"
         return case, [failed]
-
-
-def _value(term: Term) -> str:
-    """SQL of what a condition saw: the column's value, or each ``column=value``."""
-    if not term.columns:
-        return "NULL"
-    texts = [f"{quote_name(name)}::VARCHAR" for name in term.columns]
-    if len(texts) > 1:
-        named = [
-            f"{quote_text(name + '=')} || {text}"
-            for name, text in zip(term.columns, texts, strict=True)
-        ]
-        return f"left(concat_ws(', ', {', '.join(named)}), {MAX_VALUE_CHARS})"
-    return f"left({texts[0]}, {MAX_VALUE_CHARS})"
