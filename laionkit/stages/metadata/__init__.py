@@ -21,8 +21,9 @@ from laionkit.core.schemas import METADATA, RECORDS, SHARD_RECORDS
 from laionkit.core.worklist import PART_ROLE, unfinished_batches
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.inspection import Inspection, inspect
-from laionkit.stages.metadata.plan import Plan
-from laionkit.stages.metadata.reading import SCRATCH, Reader, Run, Start, check_filters
+from laionkit.stages.metadata.plan import Plan, check_filters
+from laionkit.stages.metadata.reading import Reader, Run, Start
+from laionkit.stages.metadata.scratch import SCRATCH
 
 __all__ = ["Inspection", "MetadataConfig", "inspect", "metadata"]
 

@@ -1,7 +1,10 @@
 """The sources of one run, opened: how each is read, and the columns of what comes out."""
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -164,6 +167,18 @@ def _output_schema(tables: Sequence["SourceTable"], readings: Sequence[Reading])
             one.setdefault("hash", pa.int64())
         columns.append(one)
     return pa.schema(list(link_rows.merge_columns(columns).items()))
+
+
+def check_filters(plan: Plan, config: MetadataConfig) -> None:
+    """Make sure that every condition fits the columns. Raises ConfigError, before any work."""
+    terms, _ = plan.filters(config)
+    if terms:
+        from laionkit.stages.metadata.engine import LinkEngine
+
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="laionkit-check-"))
+            engine = LinkEngine(Path(scratch), config.memory_mb)
+            stack.enter_context(contextlib.closing(engine)).check(terms, plan.schema)
 
 
 def scan_columns(given: pa.Schema, reading: Reading, schema: pa.Schema) -> str | None:
