@@ -46,6 +46,12 @@ def cluster(read: ReadRows, rows: int, clusters: int, seed: int) -> tuple[Float3
     return kmeans.centroids, own_N
 
 
+def nearest_of(x_ND: Float32, other_MD: Float32) -> tuple[Float32, Int64]:
+    """For each unit row of `x_ND` the cosine [N] of the nearest of `other_MD`, and which it is."""
+    cosine_N1, which_N1 = faiss.knn(x_ND, other_MD, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    return cosine_N1[:, 0], which_N1[:, 0]
+
+
 def near_pairs(read: ReadRows, rows: int, min_cosine: float, seed: int = 0) -> Iterator[Int64]:
     """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], some of them twice."""
     if rows <= ONE_CLUSTER:

@@ -146,6 +146,12 @@ class Folder:
             if entry["type"] == "directory"
         )
 
+    def walk(self) -> list[str]:
+        """Sorted names of the files at any depth below, without hidden files and folders."""
+        start = len(self.root.rstrip("/")) + 1
+        found = (path[start:] for path in self.fs.find(self.root))
+        return sorted(name for name in found if not f"/{name}".count("/."))
+
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading. Raises InputError where it is missing or unreadable."""
         try:

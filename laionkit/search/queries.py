@@ -1,6 +1,6 @@
 """Turn what a user asks (text, image, vector) into one unit vector of the index's model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class Encoder:
         """The unit vector of a picture: a path, a file's bytes, or RGB pixels."""
         rgb = image if isinstance(image, np.ndarray) else _pixels(image)
         return np.asarray(self._loaded().encode_images([rgb])[0], np.float32)
+
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """The unit vectors [N, D] of pictures of RGB pixels."""
+        return np.asarray(self._loaded().encode_images(images), np.float32)
 
     def _loaded(self) -> Any:
         if self._model is None:

@@ -18,8 +18,10 @@ from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, parse_where
 from laionkit.ops.presets import Preset, choose_preset
 from laionkit.stages.subset import steps
+from laionkit.stages.subset.balance import balance_captions, cap_groups, check_groups
 from laionkit.stages.subset.card import write_card, write_croissant
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.contamination import decontaminate
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
 from laionkit.stages.subset.facts import gather_facts
 from laionkit.stages.subset.loading import load
@@ -114,8 +116,7 @@ def _check_columns(table: DatasetTable, config: SubsetConfig) -> None:
         steps.check_column(table, config.by, "by")
     if config.dedup:
         steps.keep_rule(table, config.dedup_keep)
-    if config.cap is not None and config.cap_by != steps.DOMAIN:
-        steps.check_column(table, config.cap_by, "cap_by")
+    check_groups(table, config)
     for name in (*config.any_of, *config.all_of, *config.none_of):
         find_record(table.folder, name)
     if config.name in (*config.any_of, *config.all_of, *config.none_of):
@@ -168,7 +169,7 @@ def _choose(table: DatasetTable, config: SubsetConfig, plan: _Plan, *, look: boo
     if look and (pictures or "perceptual" in config.dedup):
         locate(selection, table.folder)
     if config.decontaminate:
-        steps.decontaminate(selection, config)
+        decontaminate(selection, config)
     for kind in ALIKE:
         if kind in config.dedup and (look or kind != "perceptual"):
             ALIKE[kind](selection, config)
@@ -177,7 +178,9 @@ def _choose(table: DatasetTable, config: SubsetConfig, plan: _Plan, *, look: boo
     if config.top is not None or config.top_share is not None:
         selection.keep_top(config.by, share=config.top_share, count=config.top)
     if config.cap is not None:
-        steps.cap_groups(selection, config)
+        cap_groups(selection, config)
+    if config.balance:
+        balance_captions(selection, config)
     return selection
 
 
@@ -255,6 +258,7 @@ def _needs_rows(config: SubsetConfig, plan: _Plan) -> bool:
         or config.top
         or config.top_share
         or config.cap
+        or config.balance
     )
 
 

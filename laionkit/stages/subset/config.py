@@ -18,7 +18,7 @@ class SubsetConfig(StageConfig):
 
     The order of steps: the picture is there, the preset, `where`, other subsets (`any_of`,
     `all_of`, `none_of`), `keys`, `query` and `queries`, the picture is in its tar,
-    `decontaminate`, `dedup` (exact, perceptual, semantic), `top`, `cap`.
+    `decontaminate`, `dedup` (exact, perceptual, semantic), `top`, `cap`, `balance`.
     """
 
     name: str
@@ -54,8 +54,9 @@ class SubsetConfig(StageConfig):
     match_above: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Least cosine of a picture with its query; for CLIP's text queries 0.2 to 0.35 is usual."""
     decontaminate: str = ""
-    """Drop pictures near those of an evaluation set: an .npy file of vectors, one a row, of the
-    model that embedded the dataset, or another dataset embedded with it."""
+    """Drop pictures near those of an evaluation set: a folder of pictures, which are embedded with
+    the model that embedded the dataset, an .npy file of that model's vectors, one a row, or another
+    dataset embedded with it."""
     decontaminate_cosine: Cosine = 0.95
     """Cosine from which a picture counts as one of the evaluation set."""
     dedup: tuple[Alike, ...] = ()
@@ -80,7 +81,16 @@ class SubsetConfig(StageConfig):
     cap: Annotated[int, Field(ge=1)] | None = None
     """Keep at most this many of each group of `cap_by`."""
     cap_by: str = "domain"
-    """What a group is: domain (the host of url), or a column such as a label."""
+    """What a group is: domain (the host of url), cluster (of the embeddings), or a column such as
+    a label."""
+    clusters: Annotated[int, Field(ge=1)] | None = None
+    """How many clusters `--cap-by cluster` makes. Not given: the square root of what is left."""
+    balance: str = ""
+    """A list of what captions may speak of, as MetaCLIP's: text with one entry a line, or JSON.
+    A caption with none of its entries is dropped, and of an entry that many captions have, about
+    `balance_cap` stay, drawn by chance."""
+    balance_cap: Annotated[int, Field(ge=1)] = 20_000
+    """How many samples of each entry of `balance` are kept. 20,000 is MetaCLIP's for 400 M."""
     as_: Form = "shards"
     """shards: tars with a copy of each picture. view: no copy, a list of where the kept pictures
     lie in the dataset's own shards. parquet: the list of kept rows alone (url, caption, scores)."""

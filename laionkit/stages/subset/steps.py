@@ -1,4 +1,4 @@
-"""The steps that look at more than one row: duplicates, evaluation sets, caps, other subsets."""
+"""The steps that look at more than one row: duplicates, queries, lists of keys, other subsets."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,8 +23,7 @@ from laionkit.stages.subset.selection import Selection
 from laionkit.stages.subset.vectors import gather, read_vectors
 
 DUPLICATE = "duplicate-of"
-DOMAIN = "domain"
-_BLOCK = 65_536
+KEY_VALUE = pa.schema([("key", pa.string()), ("value", pa.string())])
 
 
 def take_from_subsets(selection: Selection, config: SubsetConfig) -> None:
@@ -112,7 +111,7 @@ def drop_exact(selection: Selection, config: SubsetConfig) -> None:
 
 def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose perceptual hashes are within `dedup_bits`, keep the best."""
-    keys = _ordered_keys(selection, config)
+    keys = order_keys(selection, config)
     table = selection.table
     places = ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
     rows = table.batches(
@@ -143,56 +142,11 @@ def drop_semantic(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose embeddings' cosine is at least `dedup_cosine`, keep the best."""
     from laionkit.backends.near import near_pairs
 
-    keys = _ordered_keys(selection, config)
+    keys = order_keys(selection, config)
     with gather(selection.table, config.model or None) as vectors:
         there = np.flatnonzero(vectors.there)
         found = near_pairs(lambda rows: vectors.read(there[rows]), len(there), config.dedup_cosine)
         _drop_pairs(selection, "dedup semantic", keys, (there[pair_P2] for pair_P2 in found))
-
-
-def decontaminate(selection: Selection, config: SubsetConfig) -> None:
-    """Drop what is as near as `decontaminate_cosine` to a vector of the evaluation set."""
-    keys = _ordered_keys(selection, config)
-    eval_MD = _evaluation_vectors(config.decontaminate, config.model or None)
-    dropped: list[pa.Table] = []
-    with gather(selection.table, config.model or None) as vectors:
-        dim = vectors.emb_ND.shape[1]
-        if eval_MD.shape[1] != dim:
-            raise InputError(
-                f"{config.decontaminate} holds vectors of {eval_MD.shape[1]} dimensions, and this "
-                f"dataset's have {dim}: they must come from the same model"
-            )
-        there = np.flatnonzero(vectors.there)
-        for start in range(0, len(there), _BLOCK):
-            rows = there[start : start + _BLOCK]
-            cosine_NM = vectors.read(rows) @ eval_MD.T
-            best_N, which_N = cosine_NM.max(axis=1), cosine_NM.argmax(axis=1)
-            near = np.flatnonzero(best_N >= config.decontaminate_cosine)
-            said = [f"row {which_N[i]}, cosine {best_N[i]:.4f}" for i in near]
-            dropped.append(pa.table({"key": keys.take(rows[near]), "value": said}, _KEY_VALUE))
-    selection.drop("decontaminate", "near-evaluation", pa.concat_tables(dropped))
-
-
-def cap_groups(selection: Selection, config: SubsetConfig) -> None:
-    """Keep at most `cap` of each group; the best by `by`, else by chance."""
-    table, column = selection.table, config.cap_by
-    if column == DOMAIN and DOMAIN not in table.columns:
-        group, needs = "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"
-    else:
-        group, needs = quote_name(column), column
-    for name in (needs, config.by or "key"):
-        check_column(table, name, "cap_by")
-    rule = f"md5('{config.shuffle_seed or 0}:cap:' || key)"
-    if config.by:
-        rule = f"{quote_name(config.by)} DESC NULLS LAST, {rule}"
-    wanted = selection.left({"key", needs, config.by or "key"})
-    found = table.arrow(
-        f"SELECT key, g::VARCHAR AS value FROM (SELECT key, g, row_number() OVER "
-        f"(PARTITION BY g ORDER BY {rule}) AS place FROM (SELECT *, {group} AS g "
-        f"FROM ({wanted})) WHERE g IS NOT NULL AND g::VARCHAR <> '') WHERE place > {config.cap}"
-    )
-    step = f"at most {config.cap} per {column}"
-    selection.drop(step, f"over {config.cap} per {column}", found)
 
 
 def check_column(table: DatasetTable, column: str, setting: str) -> None:
@@ -219,16 +173,13 @@ def with_value(keys: pa.Table) -> pa.Table:
     return pa.table({"key": keys.column("key"), "value": pa.nulls(len(keys), pa.string())})
 
 
-_KEY_VALUE = pa.schema([("key", pa.string()), ("value", pa.string())])
-
-
 def _rule_columns(keep: str) -> set[str]:
     if keep == "largest":
         return {"key", "original_width", "original_height"}
     return {"key"} if keep == "first" else {"key", keep}
 
 
-def _ordered_keys(selection: Selection, config: SubsetConfig) -> pa.ChunkedArray:
+def order_keys(selection: Selection, config: SubsetConfig) -> pa.ChunkedArray:
     """Make the temporary table `ordered` (key, place) of what is left, the best first."""
     table = selection.table
     rule = keep_rule(table, config.dedup_keep)
@@ -247,22 +198,5 @@ def _drop_pairs(
     pair_P2 = np.concatenate(found) if found else np.empty((0, 2), np.int64)
     keeper_N = keep_greedily(len(keys), pair_P2)
     lost = np.flatnonzero(keeper_N >= 0)
-    said = pa.table({"key": keys.take(lost), "value": keys.take(keeper_N[lost])}, _KEY_VALUE)
+    said = pa.table({"key": keys.take(lost), "value": keys.take(keeper_N[lost])}, KEY_VALUE)
     selection.drop(step, DUPLICATE, said)
-
-
-def _evaluation_vectors(path: str, model: str | None) -> NDArray[np.float32]:
-    """Unit vectors [M, D] of an .npy file, or of another dataset's embeddings."""
-    if path.endswith(".npy"):
-        folder, _, name = path.rpartition("/")
-        with Folder(folder or ".").open(name) as file:
-            try:
-                found: Any = np.lib.format.read_array(file, allow_pickle=False)
-            except ValueError as error:
-                raise InputError(f"{path} is no npy file of vectors: {error}") from error
-        if found.ndim != 2 or not len(found):
-            raise InputError(f"{path} has shape {found.shape}: give one vector a row")
-        return unit_rows(found.astype(np.float32))
-    dataset = Folder(path)
-    refs = list_embeddings(dataset, choose_model(dataset, model))
-    return unit_rows(np.concatenate([read_vectors(dataset, r) for r in refs]).astype(np.float32))
