@@ -1,4 +1,4 @@
-"""Evening a subset out: caps per cluster and per entry of captions; evaluation pictures kept out."""
+"""Evening a subset out: caps per cluster and per entry; pictures of an evaluation kept out."""
 
 import json
 
