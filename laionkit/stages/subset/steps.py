@@ -1,13 +1,11 @@
 """The steps that look at more than one row: duplicates, queries, lists of keys, other subsets."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laionkit.core.embeddings import choose_model, list_embeddings
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
@@ -15,12 +13,11 @@ from laionkit.core.table import DatasetTable
 from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
 from laionkit.ops.images import PictureError, decode
 from laionkit.ops.predicates import Term, quote_name
-from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.manifest import find_record
 from laionkit.stages.subset.selection import Selection
-from laionkit.stages.subset.vectors import gather, read_vectors
+from laionkit.stages.subset.vectors import gather
 
 DUPLICATE = "duplicate-of"
 KEY_VALUE = pa.schema([("key", pa.string()), ("value", pa.string())])
