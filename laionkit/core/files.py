@@ -166,6 +166,14 @@ class Folder:
         with self.open(name) as file:
             return file.read()
 
+    def sha256(self, name: str) -> str:
+        """Hash of a file's bytes, in hex."""
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while data := file.read(1 << 20):
+                digest.update(data)
+        return digest.hexdigest()
+
     def read_json(self, name: str) -> Any:
         """A JSON file's value. Raises InputError where it is no JSON."""
         try:

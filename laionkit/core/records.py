@@ -7,7 +7,7 @@ garbage. A record may name files outside the dataset (adopted data) by absolute 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -120,7 +120,7 @@ class StageRecords:
         if made is None:
             self.folder.write_json(STAGE_FILE, wanted.model_dump(mode="json"))
         elif differs := _differences(made, wanted, config):
-            raise StaleOutput(self._stale_message(differs, command))
+            raise StaleOutput(self._stale_message(differs, wanted.config, command))
         return settled
 
     def _settle(
@@ -134,13 +134,16 @@ class StageRecords:
         }
         return type(config).build({**config.model_dump(), **changes}, self.stage)
 
-    def _stale_message(self, differs: Mapping[str, tuple[Any, Any]], command: str) -> str:
+    def _stale_message(
+        self, differs: Mapping[str, tuple[Any, Any]], settings: Collection[str], command: str
+    ) -> str:
         was = ", ".join(f"{name}={old!r}" for name, (old, _) in differs.items())
         now = ", ".join(f"{name}={new!r}" for name, (_, new) in differs.items())
-        keep = " ".join(_flag(name, old) for name, (old, _) in differs.items())
+        flags = [_flag(name, old) for name, (old, _) in differs.items() if name in settings]
+        keep = f"add {' '.join(flags)}" if flags else "give it what it was made with"
         return (
             f"{self.stage} in {self.dataset} was made with {was}; this run has {now}. "
-            f"Keep it: add {keep}. Start over: --fresh (what is there is moved aside).{command}"
+            f"Keep it: {keep}. Start over: --fresh (what is there is moved aside).{command}"
         )
 
     def names(self) -> list[str]:

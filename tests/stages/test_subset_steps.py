@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset import SubsetConfig, subset
 from tests import small_dataset
@@ -157,6 +157,31 @@ def test_a_list_of_keys_chooses(dataset, tmp_path, kind):
         pq.write_table(pa.table({"key": wanted}), path)
     run(dataset, f"listed-{kind}", keys=str(path))
     assert kept(dataset, f"listed-{kind}") == wanted
+
+
+@pytest.mark.parametrize("setting", ["keys", "decontaminate"])
+def test_a_changed_file_under_the_same_path_is_another_recipe(dataset, tmp_path, setting):
+    name = f"given-{setting}"
+    path = tmp_path / ("keys.txt" if setting == "keys" else "eval.npy")
+
+    def write(rows: list[int]) -> None:
+        if setting == "keys":
+            path.write_text("\n".join(dataset.key(i) for i in rows))
+        else:
+            np.save(path, embeddings()[rows])
+
+    write([2, 5, 9])
+    first = run(dataset, name, **{setting: str(path)})
+    root = json.loads((dataset.path / f"subsets/{name}/manifest.json").read_text())["root"]
+    assert run(dataset, name, **{setting: str(path)}).skipped == 1
+    write([2, 5])
+    with pytest.raises(StaleOutput, match=f"content of {setting}='.*give it what it was made"):
+        run(dataset, name, **{setting: str(path)})
+    write([2, 5, 9])
+    moved = path.rename(tmp_path / f"elsewhere{path.suffix}")
+    again = run(dataset, f"{name}-2", **{setting: str(moved)})
+    manifest = json.loads((dataset.path / f"subsets/{name}-2/manifest.json").read_text())
+    assert (again.counts, manifest["root"]) == (first.counts, root)
 
 
 def test_the_order_of_steps_is_stored(dataset):

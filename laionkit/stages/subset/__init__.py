@@ -5,7 +5,7 @@ Written beside its final place and moved there whole: a reader never sees half a
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from laionkit.core.errors import ConfigError, InputError, StageFailed, is_disk_full
@@ -24,6 +24,7 @@ from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.contamination import decontaminate
 from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
 from laionkit.stages.subset.facts import gather_facts
+from laionkit.stages.subset.given import given_contents
 from laionkit.stages.subset.loading import load
 from laionkit.stages.subset.manifest import (
     WHOLE,
@@ -71,13 +72,15 @@ def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> 
         if config.dry_run:
             return _dry_run(table, config, plan, records)
         _forget_unfinished(records)
-        config = runner.begin(records, config)
+        given = given_contents(config)
+        facts = {f"content of {name}": content for name, content in given.items()}
+        config = runner.begin(records, config, facts=facts)
         done = records.finished(WHOLE, table.inputs)
         if done is not None:
             return _report(records, done, skipped=1)
         runner.progress.emit(StageStarted(records.stage, 1, 0))
         try:
-            record = _make(table, config, plan, records, runner)
+            record = _make(table, config, plan, given, records, runner)
         except BaseException:
             _forget_unfinished(records)
             raise
@@ -124,7 +127,12 @@ def _check_columns(table: DatasetTable, config: SubsetConfig) -> None:
 
 
 def _make(
-    table: DatasetTable, config: SubsetConfig, plan: _Plan, records: StageRecords, runner: Runner
+    table: DatasetTable,
+    config: SubsetConfig,
+    plan: _Plan,
+    given: Mapping[str, str],
+    records: StageRecords,
+    runner: Runner,
 ) -> ShardRecord:
     started = time.monotonic()
     selection = _select(table, config, plan)
@@ -140,7 +148,9 @@ def _make(
         if export.sizes:
             export.files["sizes"] = target.write_json("sizes.json", export.sizes)
         hashed = samples_hash(target)
-        export.files["manifest"], root = write_manifest(target, folder, config, counts, hashed)
+        export.files["manifest"], root = write_manifest(
+            target, folder, config, counts, hashed, given
+        )
         _document(selection, target, config, plan, export, root)
         record = _record(table, config, records, export, counts, funnel, started)
         _publish(folder, partial, f"{SUBSETS}/{config.name}")

@@ -56,10 +56,19 @@ class Verified:
 
 
 def write_manifest(
-    folder: Folder, dataset: Folder, config: SubsetConfig, counts: Counts, hashed: str
+    folder: Folder,
+    dataset: Folder,
+    config: SubsetConfig,
+    counts: Counts,
+    hashed: str,
+    given: Mapping[str, str],
 ) -> tuple[Written, str]:
-    """Write manifest.json for samples whose hash is `hashed`; return the root too."""
+    """Write manifest.json for samples whose hash is `hashed`; return the root too.
+
+    `given`: settings that name a file, with the hash of its content, which stands for its path.
+    """
     what = {name: value for name, value in config.what().items() if name not in _LAYOUT}
+    what |= {name: {"sha256": content} for name, content in given.items()}
     stated = {
         "format": 1,
         "samples": counts.ok,
@@ -130,16 +139,8 @@ def _check_files(dataset: Folder, record: ShardRecord) -> Iterator[str]:
             yield f"{entry.path} is missing"
         elif dataset.size(entry.path) != entry.size:
             yield f"{entry.path} has {dataset.size(entry.path)} bytes, recorded were {entry.size}"
-        elif _file_sha256(dataset, entry.path) != entry.sha256:
+        elif dataset.sha256(entry.path) != entry.sha256:
             yield f"{entry.path} is not what was written: its sha256 differs"
-
-
-def _file_sha256(dataset: Folder, path: str) -> str:
-    digest = hashlib.sha256()
-    with dataset.open(path) as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _check_samples(dataset: Folder, folder: Folder, record: ShardRecord) -> Iterator[str | None]:
