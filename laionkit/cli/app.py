@@ -82,10 +82,15 @@ _EXAMPLES = {
     ),
     "embed": ("laionkit embed my-set --model ViT-L-14-quickgelu/openai --heads aesthetic-v2",),
     "score": ("laionkit score my-set --heads aesthetic-v1,aesthetic-v2",),
+    "index": (
+        "laionkit index my-set --explain         (what would be built, and why)",
+        "laionkit index my-set --evaluate 500    (how often the nearest are found, by filter)",
+    ),
     "query": (
         'laionkit query my-set "a red fox in snow" --where "width >= 512" -k 20',
         'laionkit query my-set "a fox" --minus "0.5:cartoon" --boost aesthetic_v2=0.3',
         "laionkit query my-set --image fox.jpg --sheet hits.png",
+        'laionkit query my-set "at night" --plus 0.5:image=https://example.org/fox.jpg',
         "laionkit query my-set --queries texts.txt -o hits.parquet",
     ),
     "subset": (

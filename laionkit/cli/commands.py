@@ -1,17 +1,18 @@
 """One thin function per command: flags in, a stage's function, its report out."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from laionkit.cli import show
+from laionkit.cli import show, show_search
 from laionkit.cli.options import HowToRun
 from laionkit.core.errors import ConfigError, LaionkitError, StageFailed
 from laionkit.core.status import status as dataset_status
 from laionkit.core.table import columns as dataset_columns
 from laionkit.recipe import load_recipe
 from laionkit.recipe import run as run_recipe
+from laionkit.search.hits import Hits
 from laionkit.stages.adopt import AdoptConfig
 from laionkit.stages.adopt import adopt as adopt_stage
 from laionkit.stages.embed import EmbedConfig
@@ -19,7 +20,7 @@ from laionkit.stages.embed import embed as embed_stage
 from laionkit.stages.fetch import FetchConfig
 from laionkit.stages.fetch import fetch as fetch_stage
 from laionkit.stages.head_fit import HeadFitConfig, fit_head
-from laionkit.stages.index import IndexConfig
+from laionkit.stages.index import IndexConfig, explain_index
 from laionkit.stages.index import index as index_stage
 from laionkit.stages.metadata import MetadataConfig
 from laionkit.stages.metadata import metadata as metadata_stage
@@ -121,10 +122,24 @@ def index(
     dataset: str,
     /,
     *,
+    explain: Annotated[
+        bool,
+        Parameter(
+            help="Show what would be built, its bytes and expected recall, and the alternatives; "
+            "build nothing."
+        ),
+    ] = False,
     config: Annotated[IndexConfig, flat] = IndexConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
     """Build DATASET's search index, or add what is new to it."""
+    if explain:
+        found = explain_index(dataset, config)
+        if how.json:
+            show.as_json(found)
+        else:
+            show_search.explanation(found)
+        return
     show.report(index_stage(dataset, config, runner=how.runner()), how.json)
 
 
@@ -133,7 +148,7 @@ def query(
     text: str | None = None,
     /,
     *,
-    image: Annotated[str | None, Parameter(help="A picture file to search by.")] = None,
+    image: Annotated[str | None, Parameter(help="A picture's file or URL to search by.")] = None,
     vector: Annotated[str | None, Parameter(help="A .npy file of one vector to search by.")] = None,
     queries: Annotated[
         str | None,
@@ -144,48 +159,48 @@ def query(
     output: Annotated[
         str, Parameter(help="Where the hits of --queries go, a .parquet file.")
     ] = "hits.parquet",
+    explain: Annotated[
+        bool, Parameter(help="Also show how the hits were found: each segment, the time.")
+    ] = False,
     config: Annotated[QueryConfig, flat] = QueryConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
-    """Find images of DATASET by TEXT or --image, filtered by SQL. Without either: a prompt."""
+    """Find images of DATASET by TEXT, --image and more, filtered by SQL. Without any: a prompt."""
     if queries is not None:
         found = query_file(dataset, queries, output, config, runner=how.runner())
         show.said({"hits": found, "output": output}, f"{found:,} hits → {output}", how.json)
         return
-    given = (text, image, vector, config.like, *config.plus, *config.boost)
-    if not any(given) and sys.stdin.isatty():
-        _prompt(dataset, config, how)
+    given = (text, image, vector, config.like, *config.plus, *config.minus, *config.boost)
+    if not any(part is not None for part in given) and sys.stdin.isatty():
+        _prompt(dataset, config, how, explain)
         return
     hits = query_stage(
         dataset,
         text,
         config,
         image=image,
-        vector=None if vector is None else _read_vector(vector),
+        vector=vector,
         runner=how.runner(),
     )
     if how.json:
         show.as_json(hits.as_json())
     else:
-        show.hits(hits)
+        _show_hits(hits, explain)
 
 
-def _read_vector(path: str) -> Any:
-    from laionkit.search.batch import read_queries
-
-    (found, *others) = read_queries(path)
-    if others or "vector" not in found:
-        raise ConfigError(f"--vector {path}: give a .npy file of one vector; --queries takes many")
-    return found["vector"]
+def _show_hits(hits: Hits, explain: bool) -> None:
+    show_search.hits(hits)
+    if explain and hits.plan is not None:
+        show_search.plan(hits.plan)
 
 
-def _prompt(dataset: str, config: QueryConfig, how: HowToRun) -> None:
+def _prompt(dataset: str, config: QueryConfig, how: HowToRun, explain: bool) -> None:
     """Answer one text a line until the input ends."""
-    searcher = open_searcher(dataset, config.as_name, how.runner())
+    searcher = open_searcher(dataset, config.as_name, how.runner(), config.allow_private)
     show.console.print("A text a line; an empty line ends.", style="dim")
     while text := show.console.input("[bold]query>[/bold] ").strip():
         try:
-            show.hits(answer(searcher, config, text))
+            _show_hits(answer(searcher, config, text), explain)
         except LaionkitError as error:
             show.console.print(str(error), style="red", markup=False)
 

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from laionkit.cli import show
+from laionkit.cli import show, show_search
 from laionkit.cli.demo_world import draw_world, serve
 from laionkit.cli.options import HowToRun
 from laionkit.core.errors import ConfigError
@@ -47,7 +47,7 @@ def ask(dataset: str, how: HowToRun) -> None:
         config = QueryConfig(k=12, where=where, sheet=sheet)
         hits = answer(searcher, config, text)
         _say(f'\n"{text}"' + (f" where {where}" if where else "") + f"   → {sheet}")
-        show.hits(hits.head(5))
+        show_search.hits(hits.head(5))
 
 
 def _say(text: str) -> None:

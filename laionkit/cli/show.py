@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
 from pydantic import BaseModel
 from rich import box
 from rich.console import Console
@@ -154,16 +153,6 @@ def what_if(extra: Mapping[str, Any]) -> None:
     for condition, points in extra["thresholds"].items():
         table(("threshold", "kept"), points, title=condition)
     console.print(f"about {extra['bytes'] / 1e6:,.1f} MB of pictures")
-
-
-def hits(found: pd.DataFrame) -> None:
-    """Print hits, best first: key, match, scores, caption and where each came from."""
-    if not len(found):
-        console.print("no hits")
-        return
-    last = [name for name in ("caption", "url") if name in found]
-    order = [str(name) for name in found if name not in (*last, "shard", "row")] + last
-    table(order, found[order].itertuples(index=False))
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:

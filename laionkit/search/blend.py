@@ -5,8 +5,10 @@ ranks by is exactly the weighted sum of the cosines. An affine head is a vector 
 blended in exactly, without reading a single score.
 """
 
-import re
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,38 +17,70 @@ from laionkit.core.embeddings import score_columns
 from laionkit.core.errors import ConfigError, InputError, did_you_mean
 from laionkit.core.files import Folder
 
-_WEIGHTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:\s*(\S.*)", re.DOTALL)
 _LEAST = 1e-4  # below this length a blend has no direction left
+_NAMED = ("image", "key", "vector")
 
 Weighted = tuple[float, NDArray[np.float32]]
+Kind = Literal["text", "image", "key", "vector"]
 
 
-def parse_weighted(wish: str) -> tuple[float, str]:
-    """Split ``1.5:red fox`` into weight and words; without a weight it is 1.
+@dataclass(frozen=True)
+class Wish:
+    """One part of a query: its weight, what kind of thing it is, and the thing."""
 
-    >>> parse_weighted("0.5:cartoon"), parse_weighted("a red fox")
-    ((0.5, 'cartoon'), (1.0, 'a red fox'))
+    weight: float
+    kind: Kind
+    value: str
+
+
+def parse_wish(wish: str) -> Wish:
+    """Read ``1.5:red fox``; without a weight it is 1. Raises ConfigError where it says nothing.
+
+    ``image=FILE or URL``, ``key=KEY`` and ``vector=FILE.npy`` stand for what they name, anything
+    else for its words.
+
+    >>> parse_wish("0.5:cartoon"), parse_wish("key=000010005").kind
+    (Wish(weight=0.5, kind='text', value='cartoon'), 'key')
     """
-    found = _WEIGHTED.fullmatch(wish)
-    return (float(found[1]), found[2]) if found else (1.0, wish)
+    weight, value = _weight_of(wish)
+    if weight < 0 or not math.isfinite(weight):
+        raise ConfigError(f"{wish!r}: a weight is 0 or more; --minus pushes away")
+    name, equals, named = value.partition("=")
+    kind: Kind = cast(Kind, name) if equals and name in _NAMED else "text"
+    value = named if kind != "text" else value
+    if not value.strip():
+        raise ConfigError(
+            f"{wish!r} says nothing to look for: write WEIGHT:TEXT, as in 0.5:cartoon"
+        )
+    return Wish(weight, kind, value)
+
+
+def _weight_of(wish: str) -> tuple[float, str]:
+    """The number before the first colon, and the rest; 1 and all of it where there is none."""
+    number, colon, rest = wish.partition(":")
+    try:
+        return (float(number), rest.strip()) if colon else (1.0, wish)
+    except ValueError:
+        return 1.0, wish
 
 
 def parse_boost(wish: str) -> tuple[str, float]:
     """Split ``aesthetic_v2=0.3`` into column and weight. Raises ConfigError for another form."""
     column, _, weight = wish.rpartition("=")
     try:
-        return column.strip(), float(weight)
-    except ValueError as error:
-        raise ConfigError(
-            f"boost {wish!r}: write COLUMN=WEIGHT, such as aesthetic_v2=0.3"
-        ) from error
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not (column.strip() and math.isfinite(number)):
+        raise ConfigError(f"boost {wish!r}: write COLUMN=WEIGHT, such as aesthetic_v2=0.3")
+    return column.strip(), number
 
 
 def blend(parts: Sequence[Weighted]) -> NDArray[np.float32]:
     """The unit vector of a weighted sum. Raises InputError where the parts cancel out."""
     total = np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0)
     length = float(np.linalg.norm(total))
-    if length < _LEAST:
+    if not length >= _LEAST:
         raise InputError("the parts of this query cancel out: change their weights")
     return np.asarray(total / length, np.float32)
 
@@ -94,4 +128,6 @@ def _head_of(dataset: Folder, column: str) -> str:
 
 def boosts_of(wishes: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
     """Boosts as column → weight, from a mapping or from ``COLUMN=WEIGHT`` texts."""
-    return dict(wishes) if isinstance(wishes, Mapping) else dict(map(parse_boost, wishes))
+    if isinstance(wishes, Mapping):
+        return dict(parse_boost(f"{column}={weight}") for column, weight in wishes.items())
+    return dict(map(parse_boost, wishes))

@@ -27,6 +27,7 @@ VECTORS = "vectors.index"
 LISTS = "lists.index"
 ROWS = "rows.arrow"
 FORGOTTEN = "forgotten.json"
+EVALUATION = "evaluation.json"
 
 
 class SegmentInfo(BaseModel):

@@ -31,12 +31,30 @@ def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
     return query / np.float32(norm)
 
 
+def read_vector(path: str | Path) -> NDArray[Any]:
+    """The one vector of a .npy file. Raises InputError where it holds none, or several."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no readable .npy file: {error}") from error
+    if found.dtype.kind != "f":
+        raise InputError(f"{path} holds {found.dtype}: a query vector is float16 or float32")
+    if found.ndim not in (1, 2) or (found.ndim == 2 and len(found) != 1):
+        raise InputError(
+            f"{path} has shape {found.shape}: give one vector; --queries takes a file of many"
+        )
+    return np.asarray(found.reshape(-1))
+
+
 class Encoder:
     """The index's model, loaded when the first text or image asks for it."""
 
-    def __init__(self, facts: Mapping[str, Any], device: str) -> None:
-        """Remember which model made the embeddings (`facts` of their stage)."""
-        self.facts, self.device = facts, device
+    def __init__(self, facts: Mapping[str, Any], device: str, allow_private: bool = False) -> None:
+        """Remember which model made the embeddings (`facts` of their stage).
+
+        `allow_private`: whether a picture's URL may lead to a private address.
+        """
+        self.facts, self.device, self.allow_private = facts, device, allow_private
         self._model: Any = None
 
     def text(self, text: str) -> NDArray[np.float32]:
@@ -46,8 +64,8 @@ class Encoder:
         return np.asarray(self._loaded().encode_texts([text])[0], np.float32)
 
     def image(self, image: Image) -> NDArray[np.float32]:
-        """The unit vector of a picture: a path, a file's bytes, or RGB pixels."""
-        rgb = image if isinstance(image, np.ndarray) else _pixels(image)
+        """The unit vector of a picture: a path, a URL, a file's bytes, or RGB pixels."""
+        rgb = image if isinstance(image, np.ndarray) else _pixels(image, self.allow_private)
         return np.asarray(self._loaded().encode_images([rgb])[0], np.float32)
 
     def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -79,18 +97,24 @@ class Encoder:
         return model
 
 
-def _pixels(image: str | Path | bytes) -> NDArray[np.uint8]:
+def _pixels(image: str | Path | bytes, allow_private: bool) -> NDArray[np.uint8]:
     from laionkit.ops.images import PictureError, decode
 
-    if isinstance(image, bytes):
-        data, name = image, "the query image"
-    else:
-        name = str(image)
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise InputError(f"the query image {name} cannot be read: {error.strerror}") from error
+    name = "the query image" if isinstance(image, bytes) else f"the query image {image}"
     try:
-        return np.asarray(decode(data).rgb)
+        return np.asarray(decode(_read(image, name, allow_private)).rgb)
     except PictureError as error:
-        raise InputError(f"the query image {name} is no usable picture: {error}") from error
+        raise InputError(f"{name} is no usable picture: {error}") from error
+
+
+def _read(image: str | Path | bytes, name: str, allow_private: bool) -> bytes:
+    from laionkit.search.downloads import download_picture, is_url
+
+    if isinstance(image, bytes):
+        return image
+    if is_url(image):
+        return download_picture(str(image), allow_private=allow_private)
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from error

@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,31 +17,39 @@ from laionkit.backends.knn import Bitmap, FlatStore, Neighbours, merge
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
-from laionkit.search.blend import Weighted, blend, boosts_of, head_direction, parse_weighted
+from laionkit.search.blend import Kind, Weighted, blend, boosts_of, head_direction, parse_wish
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import Filters
 from laionkit.search.hits import Hits, make_hits
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Plan
-from laionkit.search.queries import Encoder, Image, check_vector
+from laionkit.search.queries import Encoder, Image, check_vector, read_vector
 from laionkit.search.scores import Scores
 from laionkit.search.segment import ForeignSegment
 
 MAX_K = 100_000
-MAX_DEDUP = 5_000
+MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
+_PAGES = 10  # pages that one search serves: they come of one ranking
+_DEEPER = 4  # by which a search deepens where too few hits were left of it
 
 
 class Searcher:
     """An open index. Its answers are of the moment it was opened; it can be used by threads."""
 
     def __init__(
-        self, dataset: str | os.PathLike[str], model: str | None = None, *, device: str = "auto"
+        self,
+        dataset: str | os.PathLike[str],
+        model: str | None = None,
+        *,
+        device: str = "auto",
+        allow_private: bool = False,
     ) -> None:
         """Open the index of `model`, or the only one.
 
         A folder that clip-retrieval or autofaiss wrote is opened as it is; `model` is then the
-        model that queries are embedded with. Raises InputError where there is no index.
+        model that queries are embedded with. With `allow_private`, the URL of a query image may
+        lead to a private address. Raises InputError where there is no index.
         """
         self.dataset = Folder(dataset)
         opened = open_index(self.dataset, model)
@@ -49,7 +59,7 @@ class Searcher:
             None if segment.dead is None else bits.alive(segment.dead, segment.count)
             for segment in self.segments
         ]
-        self._encoder = Encoder(opened.facts, device)
+        self._encoder = Encoder(opened.facts, device, allow_private)
         self._filters = Filters(self.dataset)
         self._scores = Scores(self.dataset)
 
@@ -72,24 +82,26 @@ class Searcher:
     ) -> Hits:
         """The k rows nearest to a query: always min(k, matches) of them.
 
-        The query is a `text`, an `image`, a `vector`, a key (`like`: its own row is not a hit),
-        or words alone (`plus`), any of them blended with words for (`plus`) and against
-        (`minus`), ``WEIGHT:TEXT`` each, and with scores of affine heads (`boost`). `where`
-        filters by SQL inside the search; `threshold` is the least cosine of a hit; with `dedup`,
-        a hit as near as that cosine to a better one makes room for the next. `page` counts from
-        1, and pages do not repeat. `exact` scores every matching row. Raises ConfigError for a
-        wrong setting, InputError for a query that cannot be used.
+        The query is a `text`, an `image` (path, URL, bytes or pixels), a `vector`, a key
+        (`like`), or several of these, each of weight 1; then what hits should also be like
+        (`plus`) and unlike (`minus`), ``WEIGHT:TEXT`` each (see `parse_wish` for pictures and
+        keys), and scores of affine heads (`boost`). Rows of keys it is asked with are no hits.
+        `where` filters by SQL inside the search; `threshold` is the least cosine of a hit; with
+        `dedup`, a hit as near as that cosine to a better one makes room for the next. `page`
+        counts from 1, and pages do not repeat. `exact` scores every matching row. Raises
+        ConfigError for a wrong setting, InputError for a query that cannot be used.
         """
-        first = check_depth(k, page, dedup)
+        first = check_depth(k, page, dedup, threshold)
         clock = _Clock()
         query = self.query_vector(
             text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost
         )
         clock.lap("encode")
-        keeps = self._keeps(where, like)
+        asked = [wish.value for wish in map(parse_wish, plus) if wish.kind == "key"]
+        keeps = self._keeps(where, asked if like is None else [like, *asked])
         clock.lap("filter")
-        depth = k if page is None else _page_depth(k, page)
-        found, plan = self._distinct(query, depth, keeps, dedup, exact)
+        depth = k if page is None else min(_PAGES * k, MAX_K)
+        found, plan = self._ranked(query, first + k, depth, keeps, dedup, exact)
         found = Neighbours(found.scores[first : first + k], found.rows[first : first + k])
         clock.lap("search")
         if threshold is not None:
@@ -97,9 +109,7 @@ class Searcher:
             found = Neighbours(found.scores[good], found.rows[good])
         table = self.describe(found)
         clock.lap("describe")
-        return make_hits(
-            table, Plan(plan.rows, plan.matches, plan.exact, plan.steps, where, clock.laps)
-        )
+        return make_hits(table, replace(plan, where=where, milliseconds=clock.laps))
 
     def nearest(
         self,
@@ -150,26 +160,34 @@ class Searcher:
         boost: Mapping[str, float] | Sequence[str] = (),
     ) -> NDArray[np.float32]:
         """The unit vector that a query is searched with, see `search`."""
-        asked = {"text": text, "image": image, "vector": vector, "like": like}
-        given = [name for name, value in asked.items() if value is not None]
-        if len(given) > 1 or not (given or plus):
-            what = " and ".join(given) if given else "nothing"
-            raise ConfigError(f"a query is one of text, image, vector and like; given: {what}")
-        parts: list[Weighted] = []
-        if text is not None:
-            parts.append((1.0, self._text(text)))
-        if image is not None:
-            parts.append((1.0, check_vector(self._encoder.image(image), self.dim)))
-        if vector is not None:
-            parts.append((1.0, check_vector(vector, self.dim)))
-        if like is not None:
-            parts.append((1.0, self.vector_of(like)))
+        asked: list[tuple[Kind, Any]] = [
+            ("text", text), ("image", image), ("vector", vector), ("key", like)
+        ]  # fmt: skip
+        parts: list[Weighted] = [
+            (1.0, self._vector(kind, value)) for kind, value in asked if value is not None
+        ]
         for sign, wishes in ((1, plus), (-1, minus)):
-            parts += [(sign * w, self._text(words)) for w, words in map(parse_weighted, wishes)]
+            parts += [
+                (sign * wish.weight, self._vector(wish.kind, wish.value))
+                for wish in map(parse_wish, wishes)
+            ]
         for column, weight in boosts_of(boost).items():
             direction = head_direction(self.dataset, column, self.facts.get("backbone"))
-            parts.append((weight, direction))
-        return parts[0][1] if len(parts) == 1 else blend(parts)
+            parts.append((weight, check_vector(direction, self.dim)))
+        if not parts:
+            raise ConfigError("say what to look for: a text, an image, a vector, like or plus")
+        return parts[0][1] if len(parts) == 1 and parts[0][0] > 0 else blend(parts)
+
+    def _vector(self, kind: Kind, value: Any) -> NDArray[np.float32]:
+        """The unit vector of one part of a query."""
+        if kind == "key":
+            return self.vector_of(value)
+        if kind == "vector":
+            return check_vector(
+                read_vector(value) if isinstance(value, str | Path) else value, self.dim
+            )
+        part = self._encoder.text(value) if kind == "text" else self._encoder.image(value)
+        return check_vector(part, self.dim)
 
     def vector_of(self, key: str) -> NDArray[np.float32]:
         """The unit vector of a key's row. Raises InputError where there is none."""
@@ -192,25 +210,35 @@ class Searcher:
                 out[here] = segment.vectors.take(rows[here] - segment.start)
         return out
 
-    def _distinct(
+    def _ranked(
         self,
         query_D: NDArray[np.float32],
-        k: int,
+        wanted: int,
+        depth: int,
         keeps: list[Bitmap | None],
         limit: float | None,
         exact: bool,
     ) -> tuple[Neighbours, Plan]:
-        """The k nearest rows of which no two are nearer than `limit`, however many that takes."""
-        fetch = k
+        """The nearest `wanted` rows, of which no two are nearer than `limit`.
+
+        It is searched `depth` deep, and deeper until there are as many. What was ranked keeps its
+        place, so that whoever begins with the same depth reads on in the same ranking.
+        """
+        ranking = merge([], 0)
         while True:
-            found, plan = self.nearest(query_D, fetch, keeps, exact=exact)
-            if limit is None:
-                return found, plan
-            vectors = self.vectors_of(found.rows)
-            chosen = first_of_groups(vectors, limit, k)
-            if len(chosen) == k or len(found.rows) >= plan.matches or fetch >= MAX_K:
-                return Neighbours(found.scores[chosen], found.rows[chosen]), plan
-            fetch = min(MAX_K, 2 * fetch)
+            found, plan = self.nearest(query_D, depth, keeps, exact=exact)
+            fresh = ~np.isin(found.rows, ranking.rows)
+            ranking = Neighbours(
+                np.concatenate([ranking.scores, found.scores[fresh]]),
+                np.concatenate([ranking.rows, found.rows[fresh]]),
+            )
+            kept = ranking
+            if limit is not None:
+                first = first_of_groups(self.vectors_of(ranking.rows), limit, wanted)
+                kept = Neighbours(ranking.scores[first], ranking.rows[first])
+            if len(kept.rows) >= wanted or depth >= min(MAX_K, plan.matches):
+                return kept, plan
+            depth = min(MAX_K, _DEEPER * depth)
 
     def _rows(self, rows: NDArray[np.int64]) -> pa.Table:
         """What is known of some rows, in the order given."""
@@ -224,11 +252,8 @@ class Searcher:
         back[np.concatenate(places)] = np.arange(len(rows))
         return pa.concat_tables(parts).take(back)
 
-    def _text(self, text: str) -> NDArray[np.float32]:
-        return check_vector(self._encoder.text(text), self.dim)
-
-    def _keeps(self, where: str | None, like: str | None) -> list[Bitmap | None]:
-        """One bitmap a segment: rows alive that a filter keeps, less the key that is asked with."""
+    def _keeps(self, where: str | None, asked: Sequence[str]) -> list[Bitmap | None]:
+        """One bitmap a segment: rows alive that a filter keeps, less the keys asked with."""
         keeps = list(self._alive)
         if where is not None:
             if isinstance(self.segments[0], ForeignSegment):
@@ -238,35 +263,31 @@ class Searcher:
                 )
             found = self._filters.bitmaps(where, self.segments)
             keeps = [_both(a, b) for a, b in zip(found, keeps, strict=True)]
-        if like is not None:
+        if asked:
+            some = pa.array(asked, pa.string())
             others = [
-                bits.from_mask(pc.not_equal(segment.rows.keys(), like).to_numpy())
+                bits.from_mask(~pc.is_in(segment.rows.keys(), value_set=some).to_numpy())
                 for segment in self.segments
             ]
             keeps = [_both(a, b) for a, b in zip(others, keeps, strict=True)]
         return keeps
 
 
-def check_depth(k: int, page: int | None, dedup: float | None) -> int:
-    """The place of a page's first hit, 0 the best. Raises ConfigError for a depth out of bounds."""
+def check_depth(
+    k: int, page: int | None, dedup: float | None, threshold: float | None = None
+) -> int:
+    """The place of a page's first hit, 0 the best. Raises ConfigError for what is out of bounds."""
     if not 1 <= k <= MAX_K:
         raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
     if page is not None and not 1 <= page <= MAX_K // k:
         raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
-    if dedup is not None and not -1 <= dedup <= 1:
-        raise ConfigError(f"dedup={dedup}: a cosine, from -1 to 1, such as 0.95")
+    for name, cosine in (("dedup", dedup), ("threshold", threshold)):
+        if cosine is not None and not -1 <= cosine <= 1:
+            raise ConfigError(f"{name}={cosine}: a cosine, from -1 to 1, such as 0.95")
     depth = k * (page or 1)
     if dedup is not None and depth > MAX_DEDUP:
         raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {depth}")
     return k * ((page or 1) - 1)
-
-
-def _page_depth(k: int, page: int) -> int:
-    """How deep to search for a page: the same for many pages, so that they come of one ranking."""
-    depth = 10 * k
-    while depth < k * page:
-        depth *= 10
-    return min(depth, MAX_K)
 
 
 def _both(left: Bitmap, right: Bitmap | None) -> Bitmap:

@@ -22,6 +22,7 @@ from laionkit.core.schemas import INDEX
 
 if TYPE_CHECKING:
     from laionkit.search.build import Built, Shape
+    from laionkit.search.explain import Explanation
     from laionkit.search.writer import IndexWriter
 
 
@@ -85,11 +86,54 @@ def index(
     return report.model_copy(update={"extra": {**report.extra, "evaluation": cells}})
 
 
+def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explanation":
+    """Tell how a model's embeddings would be indexed, why, and what else there is; build nothing.
+
+    Where the index is there, its segments and its measured recall are told too.
+    """
+    from laionkit.search.evaluation import explain
+    from laionkit.search.explain import Explanation, explain_options, read_measured, row_bytes
+    from laionkit.search.layout import index_folder, read_pointer
+    from laionkit.search.searcher import Searcher
+    from laionkit.search.tuning import Shares
+
+    folder = Folder(dataset)
+    model = choose_model(folder, config.as_name)
+    dim = int(model_made(folder, model).facts["dim"])
+    rows = sum(ref.rows for ref in list_embeddings(folder, model))
+    place = index_folder(folder, model)
+    pointer = read_pointer(place)
+    shape, measured = _shape(config, rows, dim), read_measured(place)
+    shares = pointer.segments[0].shares if pointer else Shares()
+    built: Any = explain(Searcher(dataset, model))["segments"] if pointer else ()
+    return Explanation(
+        model=model,
+        rows=rows,
+        dim=dim,
+        why=_why(config, rows, dim),
+        options=explain_options(rows, dim, shape, shares, measured),
+        row_bytes=row_bytes(place, pointer, rows),
+        segments=tuple(built),
+        measured=measured,
+    )
+
+
+def _why(config: IndexConfig, rows: int, dim: int) -> str:
+    """Why `_shape` chooses as it does."""
+    if config.kind != "auto":
+        return f"--kind {config.kind} was asked for"
+    mib, most = rows * dim * 2 / 2**20, config.exact_mib
+    if mib <= most:
+        return f"{mib:,.1f} MiB of vectors are within --exact-mib {most}: every search scans all"
+    return f"{mib:,.1f} MiB of vectors are above --exact-mib {most}: a search probes lists"
+
+
 def _evaluate(
     dataset: Folder, model: str, refs: Sequence[EmbeddingRef], config: IndexConfig
 ) -> list[dict[str, Any]]:
     """Measure the recall of what searches now find, and keep it beside the index."""
     from laionkit.search.evaluation import evaluate
+    from laionkit.search.layout import EVALUATION
     from laionkit.search.searcher import Searcher
     from laionkit.search.source import VectorSource
 
@@ -99,7 +143,7 @@ def _evaluate(
     images = source.sample(config.evaluate, config.seed + 1_000_003)
     cells = evaluate(Searcher(dataset.url, model), {"texts": texts, "images": images})
     values = [cell.model_dump(mode="json") for cell in cells]
-    dataset.write_json(f"{INDEX}/{model}/evaluation.json", values)
+    dataset.write_json(f"{INDEX}/{model}/{EVALUATION}", values)
     return values
 
 

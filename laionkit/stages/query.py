@@ -28,14 +28,15 @@ class QueryConfig(StageConfig):
     threshold: float | None = Field(None, ge=-1, le=1)
     """Least cosine of a hit; none: no limit. For CLIP, 0.2 to 0.3 separates likely from not."""
     plus: tuple[str, ...] = ()
-    """Words that hits should match too, as WEIGHT:TEXT; the query itself has weight 1."""
+    """What hits should be like too, as WEIGHT:TEXT; the query itself has weight 1. Also
+    WEIGHT:image=FILE or URL, WEIGHT:key=KEY and WEIGHT:vector=FILE.npy."""
     minus: tuple[str, ...] = ()
-    """Words that hits should not match, as WEIGHT:TEXT; 0.5:cartoon is a gentle push away."""
+    """What hits should not be like, in the same form; 0.5:cartoon is a gentle push away."""
     boost: tuple[str, ...] = ()
     """Scores that rank hits higher, as COLUMN=WEIGHT (aesthetic_v2=0.3) or HEADFILE=WEIGHT: the
     head's unit direction is added to the query with that weight. Affine heads only."""
     like: str | None = None
-    """Key of a sample to find others like, instead of a text, image or vector."""
+    """Key of a sample to find others like."""
     dedup: float | None = Field(None, ge=-1, le=1)
     """Cosine from which a hit counts as another's duplicate and makes room for the next;
     none: all are shown. 0.95 catches resized and recompressed copies."""
@@ -45,6 +46,8 @@ class QueryConfig(StageConfig):
     """Score every matching row, however long it takes."""
     as_name: str | None = None
     """Short name of the model whose index is searched; none: the only one there is."""
+    allow_private: bool = False
+    """Take a query image from a private address too, such as a server of your own network."""
     sheet: Effort[str | None] = None
     """PNG file to draw a contact sheet of the first 100 hits into; none: no sheet."""
 
@@ -58,18 +61,21 @@ def query(
     vector: ArrayLike | None = None,
     runner: Runner = Runner(),
 ) -> "Hits":
-    """Find the k rows nearest to a text, an image or a vector."""
-    searcher = open_searcher(dataset, config.as_name, runner)
+    """Find the k rows nearest to a text, an image (path, URL or bytes), a vector, or a blend."""
+    searcher = open_searcher(dataset, config.as_name, runner, config.allow_private)
     return answer(searcher, config, text, image=image, vector=vector)
 
 
 def open_searcher(
-    dataset: str, as_name: str | None = None, runner: Runner = Runner()
+    dataset: str,
+    as_name: str | None = None,
+    runner: Runner = Runner(),
+    allow_private: bool = False,
 ) -> "Searcher":
     """Open a dataset's index once, for several queries (`answer`)."""
     from laionkit.search.searcher import Searcher
 
-    return Searcher(dataset, as_name, device=runner.device)
+    return Searcher(dataset, as_name, device=runner.device, allow_private=allow_private)
 
 
 def answer(
@@ -92,7 +98,7 @@ def answer(
 
 def _settings(config: QueryConfig) -> dict[str, Any]:
     """What a Searcher calls by the same names."""
-    names = QueryConfig.model_fields.keys() - {"as_name", "sheet"}
+    names = QueryConfig.model_fields.keys() - {"as_name", "allow_private", "sheet"}
     return {name: getattr(config, name) for name in names}
 
 
@@ -141,6 +147,5 @@ def query_file(
     if Path(out).suffix.lower() != ".parquet":
         raise ConfigError(f"out={out!r}: hits of many queries go to a .parquet file")
     wanted = read_queries(queries)
-    return search_many(
-        open_searcher(dataset, config.as_name, runner), wanted, _settings(config), out
-    )
+    searcher = open_searcher(dataset, config.as_name, runner, config.allow_private)
+    return search_many(searcher, wanted, _settings(config), out)

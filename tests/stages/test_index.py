@@ -12,7 +12,7 @@ from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
 from laionkit.search.build import Shape
 from laionkit.search.searcher import Searcher
-from laionkit.stages.index import IndexConfig, index
+from laionkit.stages.index import IndexConfig, explain_index, index
 from tests.search.datasets import add_embeddings, clustered
 
 VECTORS = clustered(300, 16)
@@ -158,3 +158,22 @@ def test_a_segment_is_the_same_whatever_the_block(dataset, tmp_path_factory):
     index(str(other), IndexConfig(kind="ivf", lists=8, memory_mib=64))
     files = [place / "index/toy/image.index" for place in (dataset, other)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_explanation_names_the_choice_its_bytes_and_the_others(dataset):
+    before = explain_index(str(dataset))
+    assert [(option.name, option.chosen) for option in before.options] == [
+        ("scan", True),
+        ("32 lists", False),
+    ]
+    scan, lists = before.options
+    assert (scan.vector_bytes, scan.code_bytes, scan.recall) == (300 * 16 * 2, 0, 1)
+    assert (lists.code_bytes, lists.recall) == (300 * 24, 0.95)
+    assert not before.segments
+    assert not (dataset / "index").exists()
+    config = IndexConfig(kind="ivf", evaluate=20)
+    index(str(dataset), config)
+    after = explain_index(str(dataset), config)
+    assert after.options[0].recall == min(cell["recall"] for cell in after.measured)
+    assert after.segments[0]["rows"] == 300
+    assert "--kind ivf" in after.why

@@ -12,6 +12,7 @@ from laionkit.stages.embed import EmbedConfig, embed
 from laionkit.stages.index import index
 from laionkit.stages.query import QueryConfig, answer, open_searcher, query
 from laionkit.stages.score import ScoreConfig, score
+from tests.fault_server import FaultServer
 from tests.stages.shards import shard_of, write_shards
 
 CPU = Runner(device="cpu")
@@ -46,6 +47,41 @@ def test_a_picture_finds_itself(searcher, samples, tmp_path):
         assert hits.key[0] == key
         assert hits.match[0] == pytest.approx(1, abs=2e-3)
         assert (hits.caption[0], hits.url[0]) == (caption, f"http://x/{key}")
+
+
+def test_a_picture_behind_a_url_is_fetched_as_guarded_as_links_are(dataset, searcher, samples):
+    key, data, _ = samples[11]
+    with FaultServer({"11.jpg": data}) as server:
+        url = f"{server.url}/img/11.jpg"
+        with pytest.raises(InputError, match="not a public address; --allow-private"):
+            answer(searcher, QueryConfig(k=1), image=url)
+        assert not server.requests
+        hits = query(dataset, None, QueryConfig(k=1, allow_private=True), image=url, runner=CPU)
+        assert hits.key[0] == key
+        near = open_searcher(dataset, runner=CPU, allow_private=True)
+        wish = QueryConfig(k=16, plus=(f"image={url}",))
+        assert answer(near, wish).key[0] == key
+        away = QueryConfig(k=16, minus=(f"image={url}",))
+        assert answer(near, away).key.iloc[-1] == key
+        for path, reason in (
+            ("/missing", "http_not_found"),
+            ("/html", "no usable picture"),
+            ("/endless", "too_many_bytes"),
+        ):
+            with pytest.raises(InputError, match=reason):
+                near.search(image=server.url + path)
+    with pytest.raises(InputError, match="only http and https"):
+        near.search(image="file:///etc/passwd")
+
+
+def test_text_and_picture_together_rank_by_the_sum_of_their_cosines(searcher, samples):
+    both = answer(searcher, QueryConfig(k=16), samples[2][2], image=samples[5][1])
+    text, image = (
+        answer(searcher, QueryConfig(k=16), samples[2][2]).set_index("key").match,
+        answer(searcher, QueryConfig(k=16), image=samples[5][1]).set_index("key").match,
+    )
+    wanted = (text + image)[both.key]
+    assert np.allclose(wanted, wanted.sort_values(ascending=False), atol=1e-5)
 
 
 def test_a_text_is_ranked_by_its_cosine_with_each_picture(dataset, searcher, samples):

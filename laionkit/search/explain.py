@@ -1,0 +1,111 @@
+"""Say why an index is laid out as it is: the choice, its bytes, its recall, the alternatives.
+
+Times are of one core, from the costs that the planner goes by; recall is 1 where every row is
+scanned, and elsewhere what was measured (``--evaluate``), or what probes are tuned for.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from laionkit.core.files import Folder
+from laionkit.search.build import Shape, default_lists
+from laionkit.search.execute import RERANK
+from laionkit.search.layout import EVALUATION, ROWS, Pointer, segment_file
+from laionkit.search.planner import FREE, probe_cost, scan_cost
+from laionkit.search.tuning import TARGET, Shares
+
+K = 10
+_FREE_MS = 3.0  # what FREE rows take at _DIM dimensions
+_DIM = 512
+_EXACT = (1.0, "is exact")
+_ROW_BYTES = 120  # key, caption, url, shard and row of LAION's rows, on average
+
+
+class Option(BaseModel):
+    """One way to lay an index out. `milliseconds`: an unfiltered text query for ten hits."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    lists: int
+    chosen: bool
+    vector_bytes: int
+    code_bytes: int
+    milliseconds: float
+    recall: float
+    recall_is: str
+    build_mib: int
+
+
+class Explanation(BaseModel):
+    """What an index of so many rows is, why, and what else it could be.
+
+    `segments` and `measured` (cells of an evaluation) are those of the index that is there.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    rows: int
+    dim: int
+    why: str
+    options: tuple[Option, ...]
+    row_bytes: int
+    segments: tuple[dict[str, Any], ...] = ()
+    measured: tuple[dict[str, Any], ...] = ()
+
+
+def explain_options(
+    rows: int, dim: int, shape: Shape, shares: Shares, measured: Sequence[dict[str, Any]]
+) -> tuple[Option, ...]:
+    """The layout chosen for `rows` vectors of `dim`, then the others."""
+    found = _worst(measured)
+    options = []
+    for lists in dict.fromkeys([shape.lists, 0, shape.lists or min(rows, default_lists(rows))]):
+        known = (round(TARGET - 0.01, 4), "is what probes are tuned for") if lists else _EXACT
+        if lists and lists == shape.lists and found is not None:
+            known = (found, "as measured under the worst filter")
+        options.append(
+            Option(
+                name=f"{lists:,} lists" if lists else "scan",
+                lists=lists,
+                chosen=lists == shape.lists,
+                vector_bytes=2 * dim * rows,
+                code_bytes=(dim + 8) * rows if lists else 0,
+                milliseconds=round(_milliseconds(rows, dim, lists, shares), 2),
+                recall=known[0],
+                recall_is=known[1],
+                build_mib=shape.memory_mib,
+            )
+        )
+    return tuple(options)
+
+
+def _milliseconds(rows: int, dim: int, lists: int, shares: Shares) -> float:
+    """What the planner's costs say that a query takes."""
+    cost = scan_cost(rows, rows)
+    if lists and cost > FREE:
+        reranked = RERANK * K + 24
+        wanted = max(reranked, round(shares.share(1.0, K) * rows))
+        cost = min(cost, probe_cost(rows, rows, wanted, lists, reranked))
+    return cost * (_FREE_MS / FREE) * dim / _DIM
+
+
+def _worst(measured: Sequence[dict[str, Any]]) -> float | None:
+    """The least recall of text queries that was measured, of image queries where there are none."""
+    texts = [cell["recall"] for cell in measured if cell["queries"] == "texts"]
+    return min(texts or [cell["recall"] for cell in measured], default=None)
+
+
+def row_bytes(folder: Folder, pointer: Pointer | None, rows: int) -> int:
+    """Bytes of what an index knows of its rows: as they are, or as LAION's usually are."""
+    if pointer is None:
+        return _ROW_BYTES * rows
+    return sum(folder.size(segment_file(info.name, ROWS)) for info in pointer.segments)
+
+
+def read_measured(folder: Folder) -> tuple[dict[str, Any], ...]:
+    """The cells of an index's last evaluation; none where it was never evaluated."""
+    return tuple(folder.read_json(EVALUATION)) if folder.exists(EVALUATION) else ()
