@@ -1,15 +1,18 @@
-"""fetch against img2dataset: CPU per image, wall of a small command, memory, quality.
+"""fetch against img2dataset: CPU an image, wall of a small command, memory, and what bounds each.
 
-`python -m benchmarks.fetch [--repeats 5] [--small 2000] [--large 12000] [--photos FOLDER]`
+    python -m benchmarks.fetch --photos FOLDER [--cases http-500 …] [--repeats 5] [--seconds 220]
 
-Both fetch the same links from one local server, two processes with 64 connections each, 256 px
-keep_ratio, JPEG q95, sha256. *Marginal* CPU is the slope between a small and a large run, so that
-start-up falls out. Runs alternate; the numbers are medians and the ratios those of medians.
-img2dataset runs in the interpreter given by --peer (a venv of its own), default this one.
+Both sides fetch the same links from one local server, two processes with 64 connections each,
+256 px keep_ratio, JPEG q95, sha256. *Marginal* CPU is the slope between a small and a large run,
+so that start-up falls out. Runs alternate; the numbers are medians, the ratios those of medians.
+
+Every run is kept in results/fetch.json as soon as it ends. Called again, the benchmark goes on
+where it stopped until each case has --repeats alternations; --seconds starts nothing that would
+end later, --fresh forgets the case. img2dataset runs in the interpreter that --peer names; --newer
+names one of Python >= 3.12, whose urllib shares its TLS context, for the https case.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -17,196 +20,171 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from benchmarks.fetch_codec import codec_floor_ms
+from benchmarks.fetch_runs import Run, Server, links, run_ours, run_peer, serve
 
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
-# At least two shards in the small run too, so that it fills both processes and the slope holds no
-# start-up. Much smaller shards would charge img2dataset a thread pool each.
-SHARD = 1000
-ORDER = ("laionkit", "img2dataset")
-
-OURS = """
-import sys
-from laionkit.core.runner import Runner
-from laionkit.stages.fetch import FetchConfig, fetch
-if __name__ == "__main__":
-    fetch(sys.argv[1], FetchConfig(allow_private=True, resize_mode="keep_ratio", per_host=4096,
-          concurrency=64, timeout_s=60, verify_tls=sys.argv[2] != "notls"),
-          runner=Runner(workers=2))
-"""
-PEER = """
-import sys, img2dataset
-if __name__ == "__main__":
-    img2dataset.download(url_list=sys.argv[1], output_folder=sys.argv[2], image_size=256,
-        resize_mode="keep_ratio", processes_count=2, thread_count=64, input_format="parquet",
-        url_col="url", caption_col="caption", output_format="webdataset", compute_hash="sha256",
-        extract_exif=False, number_sample_per_shard=1000, timeout=60)
-"""
+SMALL, LARGE = 1000, 12_000
+OURS, WHOLE, PEER, NEWER = "laionkit", "laionkit with metadata", "img2dataset", "img2dataset newer"
+# Rows a shard, so that a small run fills two processes too; ours come in powers of ten. Shards
+# much smaller than a thousand would charge img2dataset a thread pool each.
+SHARDS = {SMALL: {OURS: 100, PEER: 500}, LARGE: {OURS: 1000, PEER: 1000}}
 
 
-@dataclass
-class Run:
-    """One command: CPU seconds of its process tree, wall seconds, peak PSS in MB, images."""
+@dataclass(frozen=True)
+class Case:
+    """What is served: the longer side in pixels, and whether over TLS, a connection a picture."""
 
-    cpu_s: float
-    wall_s: float
-    peak_mb: float
-    images: int
+    side: int
+    tls: bool = False
 
 
-def pss_mb(root: int) -> float:
-    """Proportional memory of a process and all that it started."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            children.setdefault(int(stat[1]), []).append(int(entry.name))
-    total, todo = 0.0, [root]
-    while todo:
-        pid = todo.pop()
-        todo += children.get(pid, [])
-        with contextlib.suppress(OSError, IndexError):
-            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            total += int(rollup.split("\nPss:")[1].split()[0]) / 1024
-    return total
+CASES = {"http-500": Case(500), "http-1500": Case(1500), "https-500": Case(500, tls=True)}
 
 
-def measure(command: list[str], folder: Path, count: Path) -> Run:
-    """Run a command to its end and see what it cost and how many images it left."""
-    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
-    started, peak, over = time.monotonic(), [0.0], threading.Event()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-        def watch() -> None:
-            while not over.wait(0.2):
-                peak[0] = max(peak[0], pss_mb(process.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        over.set()
-        watcher.join()
-    wall = time.monotonic() - started
-    if process.returncode:
-        raise SystemExit(f"{command[:3]} failed: {(folder / 'log').read_text()[-2000:]}")
-    stats = [json.loads(path.read_text()) for path in count.glob("*_stats.json")]
-    images = sum(stat["successes"] for stat in stats)
-    return Run(usage.ru_utime + usage.ru_stime, wall, peak[0], images)
+def cells(asked: argparse.Namespace, case: Case) -> list[tuple[str, int]]:
+    """The runs of one alternation, as (side, images)."""
+    sides = [OURS, PEER] + ([NEWER] if case.tls and asked.newer else [])
+    found = [(side, count) for count in (SMALL, LARGE) for side in sides]
+    return found if case.tls else [*found, (WHOLE, SMALL)]
 
 
-def links(folder: Path, base: str, count: int) -> Path:
-    """A list of `count` links to the server."""
-    path = folder / f"links-{count}.parquet"
-    urls = [f"{base}/{i}" for i in range(count)]
-    pq.write_table(pa.table({"url": urls, "caption": [f"picture {i}" for i in range(count)]}), path)
-    return path
+def run(cell: tuple[str, int], source: Path, server: Server, asked: argparse.Namespace) -> Run:
+    """Run one side once."""
+    side, count = cell
+    with tempfile.TemporaryDirectory() as name:
+        folder, shards = Path(name), SHARDS[count]
+        if side in (OURS, WHOLE):
+            done = run_ours(source, folder, shards[OURS], server, whole=side == WHOLE)
+        else:
+            python = asked.newer if side == NEWER else asked.peer
+            done = run_peer(source, folder, shards[PEER], server, python)
+    if done.images != count:
+        raise SystemExit(f"{side} made {done.images} images of {count} links")
+    done.commit = commit()
+    return done
 
 
-def run_ours(source: Path, folder: Path) -> Run:
-    """Laionkit on a list of links."""
-    from laionkit.stages.metadata import MetadataConfig, metadata
-
-    dataset = str(folder / "data")
-    metadata([str(source)], dataset, MetadataConfig(shard_size=SHARD))
-    script = folder / "ours.py"
-    script.write_text(OURS)
-    command = [sys.executable, str(script), dataset, "notls"]
-    return measure(command, folder, Path(dataset) / "shards")
-
-
-def run_peer(source: Path, folder: Path, python: str) -> Run:
-    """img2dataset on the same list."""
-    script = folder / "peer.py"
-    script.write_text(PEER)
-    output = folder / "out"
-    return measure([python, str(script), str(source), str(output)], folder, output)
-
-
-@contextlib.contextmanager
-def server(side: int, photos: Path | None) -> Iterator[str]:
-    """A picture server of its own process; yields its address."""
-    command = [sys.executable, "-m", "benchmarks.fetch_server", "--side", str(side)]
-    command += ["--folder", str(photos)] if photos else []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.kill()
-
-
-def compare(side: int, asked: argparse.Namespace) -> dict[str, object]:
-    """Alternate both on small and large runs; medians, slopes and ratios."""
-    runs: dict[str, list[Run]] = {}
-    with server(side, asked.photos) as base, tempfile.TemporaryDirectory() as root:
-        lists = {count: links(Path(root), base, count) for count in (asked.small, asked.large)}
+def go_on(name: str, asked: argparse.Namespace, until: float) -> bool:
+    """Run what a case still lacks; False where the time did not suffice."""
+    case, result = CASES[name], load(asked)
+    kept = result["cases"].setdefault(name, {"runs": {}})
+    runs: dict[str, list[dict[str, Any]]] = kept["runs"]
+    everything, floor = cells(asked, case), codec_floor_ms(case.side, asked.photos)
+    with serve(case.side, asked.photos, tls=case.tls) as server, tempfile.TemporaryDirectory() as d:
+        sources = {count: links(Path(d), server.base, count) for count in (SMALL, LARGE)}
         for repeat in range(asked.repeats):
-            for count, source in lists.items():
-                for name in (
-                    ("laionkit", "img2dataset") if repeat % 2 else ("img2dataset", "laionkit")
-                ):
-                    with tempfile.TemporaryDirectory(dir=root) as folder:
-                        run = (
-                            run_ours(source, Path(folder))
-                            if name == "laionkit"
-                            else run_peer(source, Path(folder), asked.peer)
-                        )
-                    if run.images != count:
-                        raise SystemExit(f"{name} made {run.images} images of {count} links")
-                    runs.setdefault(f"{name} {count}", []).append(run)
-                    print(f"{side} px, {name} {count}: {run}", flush=True)
-    return summary(runs, asked.small, asked.large)
+            for cell in everything if repeat % 2 else everything[::-1]:
+                done = runs.setdefault(f"{cell[0]} {cell[1]}", [])
+                if len(done) > repeat:
+                    continue
+                if time.monotonic() + 1.1 * max((r["wall_s"] for r in done), default=0) > until:
+                    return False
+                done.append(asdict(run(cell, sources[cell[1]], server, asked)))
+                print(f"{name}, {cell[0]} {cell[1]}: {done[-1]}", flush=True)
+                kept["codec_floor_ms"] = floor
+                kept["summary"] = summary(runs, floor)
+                store(result)
+    return True
 
 
-def summary(runs: dict[str, list[Run]], small: int, large: int) -> dict[str, object]:
-    """Medians and their ratios, ours over img2dataset's."""
+def summary(runs: dict[str, list[dict[str, Any]]], floor: dict[str, float]) -> dict[str, Any]:
+    """Medians of each side, and ours over img2dataset's."""
     found: dict[str, dict[str, float]] = {}
-    for name in ("laionkit", "img2dataset"):
-        one, many = runs[f"{name} {small}"], runs[f"{name} {large}"]
-        cpu = statistics.median(r.cpu_s for r in many) - statistics.median(r.cpu_s for r in one)
-        found[name] = {
-            "marginal_cpu_ms": 1000 * cpu / (large - small),
-            f"wall_s_{small}": statistics.median(r.wall_s for r in one),
-            f"images_per_s_{large}": large / statistics.median(r.wall_s for r in many),
-            "peak_pss_mb": statistics.median(r.peak_mb for r in many),
-        }
-    ratios = {k: v / found["img2dataset"][k] for k, v in found["laionkit"].items()}
-    every = {name: [asdict(run) for run in taken] for name, taken in runs.items()}
-    return {**found, "ratios": ratios, "runs": every}
+    for side in (OURS, WHOLE, PEER, NEWER):
+        small, large = runs.get(f"{side} {SMALL}", []), runs.get(f"{side} {LARGE}", [])
+        if small:
+            found[side] = {f"wall_s_{SMALL}": median(small, "wall_s")}
+        if small and large:
+            found[side] |= slope(small, large, floor.get(side))
+    if OURS not in found or PEER not in found:
+        return found
+    ratios = {k: found[OURS][k] / found[PEER][k] for k in found[OURS] if k in found[PEER]}
+    if WHOLE in found:
+        key = f"wall_s_{SMALL}"
+        ratios[f"{key}_with_metadata"] = found[WHOLE][key] / found[PEER][key]
+    return {**found, "alternations": min(map(len, runs.values())), "ratios": ratios}
 
 
-def main() -> None:
-    """Measure, store, show."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--small", type=int, default=2000)
-    parser.add_argument("--large", type=int, default=12_000)
-    parser.add_argument("--sides", type=int, nargs="+", default=[500, 1500])
-    parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
-    parser.add_argument("--peer", default=sys.executable, help="interpreter that has img2dataset")
-    asked = parser.parse_args()
-    result: dict[str, object] = {
-        "command": " ".join(sys.argv[1:]),
+def slope(
+    small: list[dict[str, Any]], large: list[dict[str, Any]], floor_ms: float | None
+) -> dict[str, float]:
+    """What one more image costs, and what was busy while the large run went."""
+    images = LARGE - SMALL
+    cpu_ms = 1000 * (median(large, "cpu_s") - median(small, "cpu_s")) / images
+    server_ms = 1000 * (median(large, "server_cpu_s") - median(small, "server_cpu_s")) / images
+    wall_ms = 1000 * (median(large, "wall_s") - median(small, "wall_s")) / images
+    found = {
+        "marginal_cpu_ms": cpu_ms,
+        "images_per_s_per_core": 1000 / cpu_ms,
+        f"images_per_s_{LARGE}": LARGE / median(large, "wall_s"),
+        "peak_pss_mb": median(large, "peak_mb"),
+        "server_cpu_ms": server_ms,
+        "cores_busy": (cpu_ms + server_ms) / wall_ms,
+    }
+    return found if floor_ms is None else {**found, "codec_share": floor_ms / cpu_ms}
+
+
+def median(runs: list[dict[str, Any]], key: str) -> float:
+    """The middle of one figure."""
+    return statistics.median(run[key] for run in runs)
+
+
+def commit() -> str:
+    """The commit that is measured, with a + where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+"]
+    here = Path(__file__).parent
+    return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
+
+
+def load(asked: argparse.Namespace) -> dict[str, Any]:
+    """What was measured so far, with this machine's description."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    machine = {
+        "command": "python -m benchmarks.fetch --photos FOLDER",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
     }
+    return {**machine, "cases": found.get("cases", {}), **{k: found[k] for k in EXTRAS & {*found}}}
+
+
+EXTRAS = {"quality", "hosts"}
+
+
+def store(result: dict[str, Any]) -> None:
+    """Keep what was measured."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    for side in asked.sides:
-        result[f"{side} px http"] = compare(side, asked)
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    for side in asked.sides:
-        print(side, json.dumps(result[f"{side} px http"]["ratios"], indent=1))  # type: ignore[index]
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """Measure what is lacking, show what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES])
+    parser.add_argument("--repeats", type=int, default=5, help="alternations of each case")
+    parser.add_argument("--seconds", type=float, default=86_400.0, help="stop after so long")
+    parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
+    parser.add_argument("--peer", default=sys.executable, help="interpreter that has img2dataset")
+    parser.add_argument("--newer", help="another that has it, of Python >= 3.12")
+    parser.add_argument("--fresh", action="store_true", help="forget the cases first")
+    asked = parser.parse_args()
+    until = time.monotonic() + asked.seconds
+    if asked.fresh:
+        result = load(asked)
+        result["cases"] = {k: v for k, v in result["cases"].items() if k not in asked.cases}
+        store(result)
+    whole = all([go_on(name, asked, until) for name in asked.cases])
+    for name in asked.cases:
+        found = load(asked)["cases"].get(name, {}).get("summary", {})
+        print(name, json.dumps(found, indent=1))
+    if not whole:
+        print("Not finished: run the same command again to go on.")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,13 @@ MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
 def photographs(side: int, folder: Path | None) -> list[bytes]:
-    """JPEGs (quality 90) whose longer side is `side`: real ones of `folder`, else drawn ones."""
+    """JPEGs (quality 90) whose longer side is `side`: real ones of `folder`, else drawn ones.
+
+    With `side` 0 the folder's JPEGs as they are.
+    """
     files = sorted(folder.glob("*.*"))[:PICTURES] if folder else []
+    if not side:
+        return [body for file in files if (body := file.read_bytes()).startswith(b"\xff\xd8")]
     images = [cv2.imread(str(file)) for file in files] or [_drawn(i) for i in range(PICTURES)]
     made = []
     for image in images:
@@ -42,8 +47,8 @@ def _drawn(seed: int) -> np.ndarray:
 class Pictures(asyncio.Protocol):
     """Answers every request on a connection with a picture."""
 
-    def __init__(self, answers: list[bytes]) -> None:
-        self.answers = answers
+    def __init__(self, answers: list[bytes], closes: bool) -> None:
+        self.answers, self.closes = answers, closes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the connection."""
@@ -56,7 +61,7 @@ class Pictures(asyncio.Protocol):
             number = re.search(rb"(\d+)$", path)
             answer = self.answers[int(number[1]) % len(self.answers)] if number else MISSING
             self.transport.write(answer)
-        if b"onnection: close" in data:
+        if self.closes or b"onnection: close" in data:
             self.transport.close()
 
 
@@ -64,7 +69,7 @@ async def serve(answers: list[bytes], context: ssl.SSLContext | None) -> None:
     """Say the port, then serve for ever."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Pictures(answers), "127.0.0.1", 0, backlog=1024, ssl=context
+        lambda: Pictures(answers, context is not None), "127.0.0.1", 0, backlog=1024, ssl=context
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -93,7 +93,7 @@ def decode(
     """Decode hostile bytes to an upright sRGB picture, or raise PictureError with the reason.
 
     `shrink_to` maps the upright original (width, height) to the size the caller will scale to;
-    a large JPEG is then decoded at a DCT scale that stays at least 1.5 times above it.
+    a large JPEG is then decoded at a DCT scale that stays at least twice as large.
     """
     kind = sniff(data)
     if kind is None:
@@ -145,7 +145,7 @@ def _decode_jpeg(
     if target is not None and turned:
         target = (target[1], target[0])
     try:
-        rgb = jpeg.decode_fast(data, header, target)
+        rgb = jpeg.decode_fast(data, header, target, turned=orientation > 1)
     except ValueError:
         return None
     icc = header.icc if header.components == 3 else b""

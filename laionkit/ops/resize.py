@@ -86,10 +86,32 @@ def resize(
 def scale(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:
     """Scale to where `how` takes an original of that size; area weighs fractions exactly."""
     target = how.scaled(original)
-    if target == (image_HWC.shape[1], image_HWC.shape[0]):
+    decoded = image_HWC.shape[1], image_HWC.shape[0]
+    if target == decoded:
         return image_HWC
+    if decoded != original:
+        return _shrink_coarse(image_HWC, target, original)
     name = how.down if target < original else how.up
     return np.asarray(cv2.resize(image_HWC, target, interpolation=_FILTERS[name]), dtype=np.uint8)
+
+
+def _shrink_coarse(
+    image_HWC: NDArray[np.uint8], target: Size, original: Size
+) -> NDArray[np.uint8]:
+    """Shrink what libjpeg decoded at 1/8, 1/4 or 1/2, at least twice the target's size.
+
+    libjpeg rounds the scaled size up, so the last row and column stand for less than the others;
+    taking them as whole would shift the picture by up to half a pixel, which cost 3 dB. Linear to
+    a multiple of the target, then the mean of whole pixels: the area filter within 0.05 dB, at
+    less than half the time of OpenCV's for fractions.
+    """
+    dct = round(8 * max(image_HWC.shape) / max(original)) / 8
+    width, height = original[0] * dct, original[1] * dct
+    times = max(2, round(min(width / target[0], height / target[1])))
+    x, y = times * target[0], times * target[1]
+    linear = cv2.INTER_LINEAR
+    fine = cv2.resize(image_HWC, None, fx=x / width, fy=y / height, interpolation=linear)[:y, :x]
+    return np.asarray(cv2.resize(fine, target, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def frame(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:
