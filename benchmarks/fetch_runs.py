@@ -25,12 +25,15 @@ if __name__ == "__main__":
           concurrency=64, timeout_s=60), runner=Runner(workers=2))
 """
 # The same, and the work list out of the table of links, as img2dataset's command does both.
-OURS_WHOLE = """
+OURS_WHOLE = (
+    """
 import sys
 from laionkit.stages.metadata import MetadataConfig, metadata
 if __name__ == "__main__":
     metadata([sys.argv[2]], sys.argv[1], MetadataConfig(shard_size=int(sys.argv[3])))
-""" + OURS
+"""
+    + OURS
+)
 PEER = """
 import sys, img2dataset
 if __name__ == "__main__":
@@ -120,9 +123,7 @@ def links(folder: Path, base: str, count: int) -> Path:
     return path
 
 
-def run_ours(
-    source: Path, folder: Path, shard: int, server: Server, *, whole: bool = False
-) -> Run:
+def run_ours(source: Path, folder: Path, shard: int, server: Server, *, whole: bool = False) -> Run:
     """Laionkit on a list of links: fetch alone, or the `whole` way from the table of links."""
     from laionkit.stages.metadata import MetadataConfig, metadata
 

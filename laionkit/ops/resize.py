@@ -95,9 +95,7 @@ def scale(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[
     return np.asarray(cv2.resize(image_HWC, target, interpolation=_FILTERS[name]), dtype=np.uint8)
 
 
-def _shrink_coarse(
-    image_HWC: NDArray[np.uint8], target: Size, original: Size
-) -> NDArray[np.uint8]:
+def _shrink_coarse(image_HWC: NDArray[np.uint8], target: Size, original: Size) -> NDArray[np.uint8]:
     """Shrink what libjpeg decoded at 1/8, 1/4 or 1/2, at least twice the target's size.
 
     libjpeg rounds the scaled size up, so the last row and column stand for less than the others;
