@@ -19,7 +19,7 @@ from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
-from laionkit.search.source import BLOCK_ROWS, VectorSource
+from laionkit.search.source import BLOCK_ROWS, TUNE, VectorSource
 from laionkit.search.tuning import QUERIES, SAMPLE_ROWS, Shares, learn_shares
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
@@ -150,9 +150,10 @@ def _write_lists(
 
 def _learn(source: VectorSource, centroids: knn.Float32, seed: int) -> Shares:
     """Learn what share of rows to probe from captions' vectors, else from pictures'."""
-    queries, kind = source.sample_texts(QUERIES, seed), "texts"
+    queries, kind = source.sample_texts(QUERIES, seed, TUNE), "texts"
     if not len(queries):
-        queries, kind = source.sample(QUERIES, seed + 2), "images"
+        rows = source.sample_rows(QUERIES, seed + 2, TUNE)
+        queries, kind = source.take(rows).astype(np.float32), "images"
     sample = source.sample(SAMPLE_ROWS, seed + 1)
     lists = knn.assign_lists(centroids, sample)
     return learn_shares(queries, sample, lists, centroids, source.rows, kind, seed)

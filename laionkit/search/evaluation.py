@@ -1,13 +1,15 @@
 """How right an index is: recall against exact truth, by kind of query and by filter.
 
-Queries are captions' vectors, drawn with another seed than tuning's (on a small index the two
-draws can overlap), and rows of the index. A row is its own nearest, which flatters the recall of
-image queries a little. Filters are simulated: they keep a share of the rows, by a column that is
-independent of the query's scores, correlated with them or anti-correlated.
+Queries are captions' vectors and rows of the index, neither of them among those that tuning may
+draw from (`source.JUDGE`). A row is its own nearest: it is left out of its own answer and truth.
+Filters are simulated: they keep a share of the rows, by a column that is independent of the
+query's scores, correlated with them or anti-correlated.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,11 @@ from laionkit.backends.knn import Bitmap
 from laionkit.search import bits
 from laionkit.search.searcher import Searcher
 from laionkit.search.segment import Segment
+from laionkit.search.source import HALVES, JUDGE
 from laionkit.search.tuning import CORRELATIONS, SELECTIVITIES, simulated_filter
 
 _BLOCK_ROWS = 32_768
+_SCORES = 2**28  # cosines held at a time: 1 GiB
 
 
 class Cell(BaseModel):
@@ -43,30 +47,68 @@ class Cell(BaseModel):
     milliseconds: float
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Unit vectors of one kind of query, and the rows they are of (-1: of none)."""
+
+    vectors_QD: NDArray[np.float32]
+    rows_Q: NDArray[np.int64]
+
+    @classmethod
+    def of_texts(cls, vectors_QD: NDArray[np.float32]) -> "Queries":
+        """Queries that are no row of the index."""
+        return cls(vectors_QD, np.full(len(vectors_QD), -1))
+
+
+def draw_rows(searcher: Searcher, count: int, seed: int) -> Queries:
+    """Living rows of an index as queries, drawn at random from those that may judge."""
+    total = sum(segment.count for segment in searcher.segments)
+    drawn = np.random.default_rng(seed).permutation(total)[: 4 * count + 64]
+    kept = [np.empty(0, np.int64)]
+    for segment in searcher.segments:
+        local = drawn[(drawn >= segment.start) & (drawn < segment.start + segment.count)]
+        local = local - segment.start
+        if segment.dead is not None:
+            local = local[(segment.dead[local // 8] >> (local % 8) & 1) == 0]
+        numbers = segment.rows.take(local)["row"].to_numpy()
+        kept.append(local[numbers % HALVES == JUDGE] + segment.start)
+    rows = np.concatenate(kept)[:count]
+    vectors = searcher.vectors_of(rows)
+    return Queries(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), rows)
+
+
 def evaluate(
     searcher: Searcher,
-    queries: dict[str, NDArray[np.float32]],
+    queries: Mapping[str, Queries],
     *,
     k: int = 10,
     selectivities: Sequence[float] = SELECTIVITIES,
     correlations: Sequence[float] = CORRELATIONS,
     seed: int = 0,
 ) -> list[Cell]:
-    """Measure recall@k for queries by kind (``texts``, ``images``), one unit vector a row."""
+    """Measure recall@k for queries by kind (``texts``, ``images``)."""
     cells = []
-    for kind, vectors_QD in queries.items():
-        if not len(vectors_QD):
-            continue
-        scores_QN = exact_scores(searcher, vectors_QD)
-        for selectivity in selectivities:
-            for correlation in correlations if selectivity < 1 else (0.0,):
-                rng = np.random.default_rng(seed)
-                found = [
-                    _one(searcher, vector, scores, k, selectivity, correlation, rng)
-                    for vector, scores in zip(vectors_QD, scores_QN, strict=True)
-                ]
-                cells.append(_cell(kind, selectivity, correlation, found))
+    for kind, asked in queries.items():
+        filters = [(s, c) for s in selectivities for c in (correlations if s < 1 else (0.0,))]
+        found: dict[tuple[float, float], list[_Found]] = {one: [] for one in filters}
+        for query, row, scores in _scored(searcher, asked):
+            rng = np.random.default_rng((seed, len(found[filters[0]])))
+            for one in filters:
+                found[one].append(_one(searcher, query, row, scores, k, one, rng))
+        cells += [_cell(kind, *one, each) for one, each in found.items() if each]
     return cells
+
+
+def _scored(
+    searcher: Searcher, asked: Queries
+) -> Iterator[tuple[NDArray[np.float32], int, NDArray[np.float32]]]:
+    """Every query with its row and its cosine with every row of the index, [N]."""
+    total = sum(segment.count for segment in searcher.segments)
+    step = max(1, _SCORES // max(1, total))
+    for start in range(0, len(asked.rows_Q), step):
+        vectors = asked.vectors_QD[start : start + step]
+        scores = exact_scores(searcher, vectors)
+        yield from zip(vectors, asked.rows_Q[start : start + step].tolist(), scores, strict=True)
 
 
 def exact_scores(searcher: Searcher, vectors_QD: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -81,34 +123,42 @@ def exact_scores(searcher: Searcher, vectors_QD: NDArray[np.float32]) -> NDArray
     return scores
 
 
+class _Found(NamedTuple):
+    recall: float
+    exact: bool
+    milliseconds: float
+
+
 def _one(
     searcher: Searcher,
     vector_D: NDArray[np.float32],
+    own: int,
     scores_N: NDArray[np.float32],
     k: int,
-    selectivity: float,
-    correlation: float,
+    kept: tuple[float, float],
     rng: np.random.Generator,
-) -> tuple[float, bool, float]:
+) -> _Found:
     """Recall of one query, whether it was called exact, its milliseconds."""
     keep = np.ones(len(scores_N), bool)
-    if selectivity < 1:
-        keep = simulated_filter(scores_N, selectivity, correlation, rng)
+    if kept[0] < 1:
+        keep = simulated_filter(scores_N, *kept, rng)
     for segment in searcher.segments:
         if segment.dead is not None:
             dead = bits.rows_of(segment.dead, segment.count) + segment.start
             keep[dead] = False
+    keeps = list(_split(searcher, keep)) if kept[0] < 1 else None
+    started = time.perf_counter()
+    found, plan = searcher.nearest(vector_D, k + (own >= 0), keeps)
+    seconds = time.perf_counter() - started
+    if own >= 0:
+        keep[own] = False
     rows = np.flatnonzero(keep)
     k = min(k, len(rows))
     best = rows[np.argpartition(-scores_N[rows], k - 1)[:k]] if k else rows
-    keeps = list(_split(searcher, keep)) if selectivity < 1 else None
-    started = time.perf_counter()
-    found, plan = searcher.nearest(vector_D, k, keeps)
-    seconds = time.perf_counter() - started
     # Rows as near as float32 tells are as good as each other.
-    least = float(scores_N[best].min()) - 2e-6
-    right = int((scores_N[found.rows] >= least).sum()) if k else 0
-    return right / max(k, 1), plan.exact, 1e3 * seconds
+    least = float(scores_N[best].min()) - 2e-6 if k else 0.0
+    right = int((scores_N[found.rows[found.rows != own][:k]] >= least).sum())
+    return _Found(right / max(k, 1), plan.exact, 1e3 * seconds)
 
 
 def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Bitmap]:
@@ -116,10 +166,8 @@ def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Bitmap]:
         yield bits.from_mask(keep[segment.start : segment.start + segment.count])
 
 
-def _cell(
-    kind: str, selectivity: float, correlation: float, found: list[tuple[float, bool, float]]
-) -> Cell:
-    recalls = np.array([recall for recall, _, _ in found])
+def _cell(kind: str, selectivity: float, correlation: float, found: Sequence[_Found]) -> Cell:
+    recalls = np.array([one.recall for one in found])
     margin = 1.96 * recalls.std() / np.sqrt(len(recalls))
     return Cell(
         queries=kind,
@@ -130,8 +178,8 @@ def _cell(
         low=round(float(recalls.mean() - margin), 4),
         high=round(min(1.0, float(recalls.mean() + margin)), 4),
         p5=round(float(np.quantile(recalls, 0.05)), 4),
-        exact=round(float(np.mean([exact for _, exact, _ in found])), 4),
-        milliseconds=round(float(np.median([ms for _, _, ms in found])), 3),
+        exact=round(float(np.mean([one.exact for one in found])), 4),
+        milliseconds=round(float(np.median([one.milliseconds for one in found])), 3),
     )
 
 

@@ -16,6 +16,8 @@ BLOCK_ROWS = 65_536
 # by their true length. Rounding a row anew would move its cosines by as much as 5e-5.
 _NEARLY_UNIT = 1e-3
 _TEXT_SHARDS = 16
+# Queries that tune an index come from even rows of a shard, those that judge it from odd ones.
+HALVES, TUNE, JUDGE = 2, 0, 1
 
 
 class VectorSource:
@@ -120,15 +122,25 @@ class VectorSource:
         drawn = np.random.default_rng(seed).choice(self.rows, size=count, replace=False)
         return self.take(np.sort(drawn)).astype(np.float32)
 
-    def sample_texts(self, count: int, seed: int) -> NDArray[np.float32]:
-        """Unit vectors of some captions, from a few shards; none where none were embedded."""
+    def sample_rows(self, count: int, seed: int, half: int) -> NDArray[np.int64]:
+        """Numbers of some rows of one half, drawn at random without repeats, in order."""
+        drawn = np.random.default_rng(seed).permutation(self.rows)[: 4 * count + 64]
+        shard = np.searchsorted(self.starts, drawn, side="right") - 1
+        return np.sort(drawn[(drawn - self.starts[shard]) % HALVES == half][:count])
+
+    def sample_texts(self, count: int, seed: int, half: int) -> NDArray[np.float32]:
+        """Unit vectors of some captions of one half, from a few shards.
+
+        None where none were embedded.
+        """
         rng = np.random.default_rng(seed)
         told = [ref for ref in self.refs if ref.text is not None]
         found = [np.empty((0, self.dim), np.float32)]
         picked = rng.permutation(len(told))[:_TEXT_SHARDS]
         for number in picked:
             array = self._read(str(told[number].text))
-            rows = np.sort(rng.permutation(len(array))[: -(-count // len(picked))])
+            there = np.arange(half, len(array), HALVES)
+            rows = np.sort(rng.permutation(there)[: -(-count // len(picked))])
             wide = array[rows].astype(np.float32)
             norms = np.linalg.norm(wide, axis=1, keepdims=True)
             good = (np.isfinite(norms) & (norms > 0))[:, 0]

@@ -132,16 +132,16 @@ def _evaluate(
     dataset: Folder, model: str, refs: Sequence[EmbeddingRef], config: IndexConfig
 ) -> list[dict[str, Any]]:
     """Measure the recall of what searches now find, and keep it beside the index."""
-    from laionkit.search.evaluation import evaluate
+    from laionkit.search.evaluation import Queries, draw_rows, evaluate
     from laionkit.search.layout import EVALUATION
     from laionkit.search.searcher import Searcher
-    from laionkit.search.source import VectorSource
+    from laionkit.search.source import JUDGE, VectorSource
 
     source = VectorSource(dataset, refs, None)
-    # A seed of its own: the queries that the index was tuned on must not judge it.
-    texts = source.sample_texts(config.evaluate, config.seed + 1_000_003)
-    images = source.sample(config.evaluate, config.seed + 1_000_003)
-    cells = evaluate(Searcher(dataset.url, model), {"texts": texts, "images": images})
+    searcher = Searcher(dataset.url, model)
+    texts = source.sample_texts(config.evaluate, config.seed, JUDGE)
+    images = draw_rows(searcher, config.evaluate, config.seed)
+    cells = evaluate(searcher, {"texts": Queries.of_texts(texts), "images": images})
     values = [cell.model_dump(mode="json") for cell in cells]
     dataset.write_json(f"{INDEX}/{model}/{EVALUATION}", values)
     return values

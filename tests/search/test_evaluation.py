@@ -4,10 +4,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from laionkit.backends.knn import Neighbours
+from laionkit.core.embeddings import list_embeddings
 from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.files import Folder
 from laionkit.search import execute
-from laionkit.search.evaluation import evaluate
+from laionkit.search.evaluation import Queries, draw_rows, evaluate
 from laionkit.search.searcher import Searcher
+from laionkit.search.source import TUNE, VectorSource
 from laionkit.stages.index import IndexConfig, index
 from laionkit.stages.query import QueryConfig, query_file
 from tests.search.datasets import add_embeddings, clustered, unit
@@ -29,17 +33,52 @@ def queries(count: int) -> np.ndarray:
 
 
 def test_exact_answers_have_a_recall_of_one_in_every_cell(dataset):
-    cells = evaluate(Searcher(dataset), {"texts": queries(4)})
+    cells = evaluate(Searcher(dataset), {"texts": Queries.of_texts(queries(4))})
     assert len(cells) == 1 + 3 * 4
     assert all((cell.recall, cell.exact) == (1, 1) for cell in cells)
 
 
 def test_a_probe_that_scores_too_little_is_seen(dataset, monkeypatch):
     monkeypatch.setattr(execute, "plan_probe", lambda segment, k, matches: 40)
-    (cell,) = evaluate(Searcher(dataset), {"texts": queries(40)}, selectivities=(1.0,))
+    texts = Queries.of_texts(queries(40))
+    (cell,) = evaluate(Searcher(dataset), {"texts": texts}, selectivities=(1.0,))
     assert cell.recall < 0.9
     assert cell.exact == 0
     assert cell.low < cell.recall < cell.high
+
+
+def test_a_picture_that_asks_is_neither_its_own_hit_nor_its_own_truth(dataset):
+    searcher = Searcher(dataset)
+    images = draw_rows(searcher, 8, seed=3)
+    assert len(set(images.rows_Q)) == 8
+    (cell,) = evaluate(searcher, {"images": images}, k=1, selectivities=(1.0,))
+    assert (cell.count, cell.recall, cell.exact) == (8, 1, 1)
+
+
+def test_finding_itself_alone_is_a_recall_of_nothing(dataset, monkeypatch):
+    searcher = Searcher(dataset)
+    images = draw_rows(searcher, 8, seed=3)
+    answer, plan = searcher.nearest(images.vectors_QD[0], 1)
+
+    def itself(query_D, k, keeps=None, *, exact=False):
+        row = np.argmax(images.vectors_QD @ query_D)
+        return Neighbours(answer.scores, images.rows_Q[[row]]), plan
+
+    monkeypatch.setattr(searcher, "nearest", itself)
+    (cell,) = evaluate(searcher, {"images": images}, k=1, selectivities=(1.0,))
+    assert cell.recall == 0
+
+
+def test_no_row_both_tunes_and_judges(dataset):
+    searcher = Searcher(dataset)
+    refs = list_embeddings(Folder(dataset), "toy")
+    source = VectorSource(Folder(dataset), refs, None)
+    tuning = source.sample_rows(1200, 0, TUNE)
+    judging = draw_rows(searcher, 1200, 0)
+    numbers = searcher.segments[0].rows.take(judging.rows_Q)["row"].to_numpy()
+    assert len(tuning) > 1000
+    assert len(numbers) > 1000
+    assert not set(tuning.tolist()) & set(numbers.tolist())
 
 
 def test_the_stage_keeps_what_it_measured(dataset):
