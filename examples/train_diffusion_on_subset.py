@@ -4,10 +4,11 @@
     laionkit subset demo --name pictures --where "punsafe < 0.2"
     python examples/train_diffusion_on_subset.py demo pictures --out samples
 
-trains a U-Net of about a million weights on 32-pixel pictures for some minutes of two CPU cores, and
-draws samples/samples.png: what it paints for captions of the subset. The captions enter as
-embeddings of the tiny CLIP's text tower. The objective is rectified flow (Liu et al., 2022), that of
-Stable Diffusion 3: the net predicts the way from noise to picture; samples walk it in small steps.
+trains a U-Net of about a million weights on 32-pixel pictures for some minutes of two CPU cores
+and draws samples/samples.png: what it paints for captions of the subset. The captions enter as
+embeddings of the tiny CLIP's text tower. The objective is rectified flow (Liu et al., 2022), that
+of Stable Diffusion 3: the net predicts the way from noise to picture; samples walk it in small
+steps.
 
 Shapes: N pictures of a batch, C channels, D dimensions of a caption's embedding.
 """
@@ -76,6 +77,7 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x_NCHW: Tensor, condition_ND: Tensor) -> Tensor:
+        """Hidden [N, C, H, W] and condition to the next hidden."""
         scale, shift = self.steer(condition_ND)[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm(self.first(x_NCHW)) * (1 + scale) + shift
         return self.skip(x_NCHW) + self.second(hidden)
@@ -105,6 +107,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x_NCHW: Tensor, time_N: Tensor, text_ND: Tensor) -> Tensor:
+        """Predict the way from noise to picture, of the picture's shape."""
         condition_ND = nn.functional.silu(self.time(waves(time_N)) + self.text(text_ND))
         hidden, kept = self.enter(x_NCHW), []
         for block in self.down:
