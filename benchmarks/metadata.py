@@ -81,7 +81,7 @@ def run_one(mode: str, source: Path, scratch: Path) -> None:
         else:
             import pyarrow.csv  # noqa: F401 (imports are not what is measured)
 
-            from laionkit.backends import source_tables  # noqa: F401
+            from laionkit.backends import parquet_tables  # noqa: F401
             from laionkit.stages.metadata import MetadataConfig, metadata
 
             started = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from laionkit.backends.source_tables import HEAD_ROWS, Batch
+from laionkit.backends.source_tables import HEAD_ROWS, Batch, Sift
 from laionkit.backends.sources import PICTURES, PictureFolder
 from laionkit.core.errors import InputError
 
@@ -46,7 +46,7 @@ class PictureTable:
         """The first rows."""
         return self._table(list(self._pictures)[:HEAD_ROWS])
 
-    def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
+    def batches(self, columns: Sequence[str], sift: Sift | None = None) -> Iterator[Batch]:
         """Every picture, in the order of paths."""
         paths = list(self._pictures)
         for start in range(0, len(paths), PICTURES_PER_BATCH):

@@ -83,13 +83,17 @@ class SourceFile:
         return cast(BinaryIO, pa.CompressedInputStream(raw, self.compression))
 
     def open_raw(self, buffer_bytes: int = BUFFER_BYTES) -> BinaryIO:
-        """Open for reading as it lies there: seekable, ranges only where it is remote."""
+        """Open for reading as it lies there: seekable, ranges only where it is remote.
+
+        Without a buffer, a remote file asks for just the ranges it is asked for.
+        """
         try:
             if self.is_local:
                 return Path(self.path).open("rb")
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror}") from error
-        return io.BufferedReader(RangeFile(self.fs, self.path, self.size, self.name), buffer_bytes)
+        remote = RangeFile(self.fs, self.path, self.size, self.name)
+        return io.BufferedReader(remote, buffer_bytes) if buffer_bytes else cast(BinaryIO, remote)
 
 
 @dataclass(frozen=True)

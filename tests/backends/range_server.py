@@ -13,7 +13,10 @@ COMMIT = "c" * 40
 
 
 class RangeServer(http.server.ThreadingHTTPServer):
-    """Serves a folder. `cut_every`: every n-th range answer ends half-way; `sent` counts bytes."""
+    """Serves a folder. `cut_every`: every n-th range answer ends half-way.
+
+    `sent` counts the bytes of bodies, `asked` lists the ranges (first, past the last) of each.
+    """
 
     daemon_threads = True
 
@@ -21,6 +24,7 @@ class RangeServer(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.cut_every, self.ranges = folder, cut_every, ranges
         self.requests = self.sent = 0
+        self.asked: list[tuple[int, int]] = []
 
     @property
     def url(self) -> str:
@@ -88,6 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not body:
             return
         self.server.requests += 1
+        self.server.asked.append((start, end))
         cut = self.server.cut_every and self.server.requests % self.server.cut_every == 0
         sent = data[start : start + (end - start) // 2] if cut else data[start:end]
         self.server.sent += len(sent)

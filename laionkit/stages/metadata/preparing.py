@@ -32,11 +32,12 @@ class Preparer:
         self.plan, self.config = plan, config
         given = {BLOCKED: config.blocklist, OPTED_OUT: config.optout}
         self.lists = {name: files for name, files in given.items() if files}
-        asked = any("hash" in term.columns for term in terms)
+        self.asked = {name for term in terms for name in term.columns}
         # Whether a step before the last asks for the hash; else only kept rows need one.
-        self.early_hash = bool(asked or self.lists or config.normalize_urls or config.join)
+        self.early_hash = bool(
+            "hash" in self.asked or self.lists or config.normalize_urls or config.join
+        )
         self.added = self._join_columns() if config.join else {}
-        self.matched: int | None = 0 if config.join else None
 
     def load(self, engine: "LinkEngine") -> None:
         """Read the lists and the joined table into the engine."""
@@ -46,8 +47,24 @@ class Preparer:
         if self.config.join:
             engine.load_join(self._joined(), self.config.on)
 
-    def prepare(self, reading: Reading, batch: "Batch") -> pa.Table:
-        """A batch under canonical names and types, joined, with its matches on the lists."""
+    def asked_columns(self, reading: Reading, *, links: bool) -> tuple[str, ...]:
+        """The columns of a source that the filters ask; with `links`, what the ledger writes."""
+        asked = set(self.asked)
+        if asked & set(self.added):
+            asked.add(self.config.on)
+        if "hash" in asked and "hash" not in reading.columns:  # computed of these
+            asked |= {"url", "caption"}
+        if links:
+            asked |= {"url", "path"}
+        lower = {name.lower() for name in asked}
+        return tuple(theirs for ours, theirs in reading.columns.items() if ours.lower() in lower)
+
+    def prepare(self, reading: Reading, batch: "Batch") -> tuple[pa.Table, int]:
+        """A batch under canonical names and types, joined, with its matches on the lists.
+
+        And how many rows the join matched.
+        """
+        matched = 0
         own = pa.schema([f for f in self.plan.schema if f.name not in self.added])
         rows = link_rows.canonical(batch.table, reading, own)
         if self.early_hash:
@@ -58,12 +75,11 @@ class Preparer:
             rows = link_rows.with_normal_urls(rows)
         if self.added:
             joined, matched = self._engine.join(rows, self.config.on)
-            self.matched = (self.matched or 0) + matched
             for name in self.added:
                 rows = rows.append_column(self.plan.schema.field(name), joined[name])
         for name in self.lists:
             rows = rows.append_column(name, self._engine.on_list(name, rows))
-        return rows
+        return rows, matched
 
     def finish(self, reading: Reading, rows: pa.Table) -> pa.Table:
         """Kept rows as they are stored: links trimmed, LAION's hash where there was none."""
@@ -75,7 +91,7 @@ class Preparer:
     def with_keys(self, rows: pa.Table, batch: "Batch", keep: np.ndarray) -> pa.Table:
         """Kept rows with the keys that the source gives them. Raises InputError for a bad one."""
         column = self.config.keep_keys
-        if not column:
+        if not column or not rows.num_rows:
             return rows
         keys = link_rows.repair(batch.table[column], pa.string()).filter(pa.array(keep))
         good = pc.fill_null(pc.match_substring_regex(keys, _KEY), False)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from laionkit.stages.metadata.scratch import scratch_folder
 from laionkit.stages.metadata.sink import ROW, SOURCE, Sink
 
 if TYPE_CHECKING:
-    from laionkit.backends.source_tables import Batch, SourceTable
+    from laionkit.backends.source_tables import Batch, Sift, SourceTable
     from laionkit.stages.metadata.engine import LinkEngine
     from laionkit.stages.metadata.order import LinkOrder, OrderSteps
 
@@ -63,6 +63,7 @@ class Reader:
         self.terms, self.top = plan.filters(config)
         self.preparer = Preparer(plan, config, self.terms)
         self.kept_null: dict[str, int] = {}
+        self.matched = 0
 
     def run(self) -> Run:
         """Read every source; the parts and the ledger are in place afterwards."""
@@ -87,7 +88,8 @@ class Reader:
             written = ledger.finish()
             parts = writer.finish()
         counts = Counts.of(self.sink.kept, ledger.counts)
-        return Run(parts, written, counts, self.kept_null, self.preparer.matched, unread)
+        matched = self.matched if config.join else None
+        return Run(parts, written, counts, self.kept_null, matched, unread)
 
     def order_steps(self) -> "OrderSteps":
         """The steps that need all rows."""
@@ -137,12 +139,27 @@ class Reader:
                 self._scan(engine, number, reading, verdict, picks)
                 continue
             columns = list(dict.fromkeys(reading.columns.values()))
-            for batch in table.batches(columns):
+            for batch in table.batches(columns, self._sift(engine, reading, verdict)):
                 self._take(engine, number, reading, verdict, batch)
                 if self.sink.full:
                     last = int(batch.rows[-1]) if len(batch.rows) else 0
                     return f"limit reached: {table.name} after row {last} was not read"
         return ""
+
+    def _sift(self, engine: "LinkEngine", reading: Reading, verdict: Verdict) -> "Sift | None":
+        """What the filter's conditions ask, to be read before the rest where reading costs."""
+        from laionkit.backends.source_tables import Sift
+
+        asked = self.preparer.asked_columns(reading, links=self.sink.ledger.full)
+        if verdict.conditions == "0" or not asked:
+            return None
+        first = replace(verdict, code=verdict.conditions, kept_null={})
+
+        def wanted(batch: "Batch") -> bool:
+            rows, _ = self.preparer.prepare(reading, batch)
+            return bool((engine.judge(rows, first, values=False).codes == 0).any())
+
+        return Sift(asked, wanted)
 
     def _scannable(self, table: "SourceTable", reading: Reading) -> str | None:
         """SQL that reads a local parquet file under canonical names, where that is all it takes."""
@@ -196,7 +213,8 @@ class Reader:
     ) -> None:
         """Judge a batch that came through arrow."""
         sink, preparer = self.sink, self.preparer
-        rows = preparer.prepare(reading, batch)
+        rows, matched = preparer.prepare(reading, batch)
+        self.matched += matched
         judged = engine.judge(rows, verdict, values=sink.ledger.full)
         self._note_nulls(judged.kept_null)
         sink.drop_unreadable(number, batch)

@@ -66,6 +66,8 @@ class Sink:
 
     def keep(self, source: int, rows: pa.Table, numbers: np.ndarray) -> int:
         """Hand kept rows on: to be ordered with all others, or to be written. Returns how many."""
+        if not rows.num_rows:
+            return 0
         if self.order is None:
             return self._keep_up_to_limit(source, rows, numbers)
         sources = pa.array(np.full(rows.num_rows, source, np.int32))

@@ -125,3 +125,46 @@ def test_s3_is_read_and_written(links, tmp_path, monkeypatch):
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory) -> Path:
+    """A table of ten row groups of which one alone holds high scores; captions are most of it."""
+    folder = tmp_path_factory.mktemp("groups")
+    rng = np.random.default_rng(1)
+    n = 20_000
+    score = rng.random(n) / 2
+    score[14_500:14_600] = 0.9
+    table = pa.table({
+        "url": [f"http://h.example/{i}.jpg" for i in range(n)],
+        "text": [rng.bytes(100).hex() for _ in range(n)],
+        "score": score,
+    })  # fmt: skip
+    pq.write_table(table, folder / "links.parquet", row_group_size=2_000, use_dictionary=False)
+    return folder
+
+
+@pytest.mark.parametrize("ledger", ["counts", "full"])
+def test_columns_of_row_groups_without_a_match_are_not_read(groups, tmp_path, ledger):
+    path = groups / "links.parquet"
+    config = MetadataConfig(where="score > 0.8", ledger=ledger)
+    local = metadata([str(path)], str(tmp_path / "local"), config)
+    with serve(groups) as server:
+        remote = metadata([f"{server.url}/links.parquet"], str(tmp_path / "remote"), config)
+        asked = server.asked
+        sent = server.sent
+    assert remote.counts == local.counts
+    assert remote.counts.ok == 100
+    parts = [tmp_path / name / "metadata/part-00000.parquet" for name in ("local", "remote")]
+    assert parts[0].read_bytes() == parts[1].read_bytes()
+    footer = pq.read_metadata(path)
+    for group in range(footer.num_row_groups):
+        text = footer.row_group(group).column(1)
+        start = text.dictionary_page_offset or text.data_page_offset
+        read = sum(
+            max(0, min(last, start + text.total_compressed_size) - max(first, start))
+            for first, last in asked
+        )
+        if group not in (0, 7, 9):  # first rows are looked at; the footer is read with the last
+            assert read == 0, f"{read} bytes of captions of row group {group}"
+    assert sent < 0.4 * path.stat().st_size
