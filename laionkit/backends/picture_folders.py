@@ -1,23 +1,41 @@
-"""A folder of pictures as a source table: path, caption and the file's state, sorted by path.
+"""A folder of pictures as a source table: path, caption and the files' state, sorted by path.
 
 The caption is that of the sidecar beside the picture (``cat.txt``, else ``caption`` in
-``cat.json``), else null. The pictures stay where they are.
+``cat.json``), else what the picture itself carries (IPTC, XMP, EXIF), else null. The pictures stay
+where they are.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from laionkit.backends.picture_captions import decode_text, embedded_caption
 from laionkit.backends.source_tables import HEAD_ROWS, Batch, Sift
-from laionkit.backends.sources import PICTURES, PictureFolder
+from laionkit.backends.sources import PICTURES, PictureFolder, SourceFile
 from laionkit.core.errors import InputError
 
 PICTURES_PER_BATCH = 5_000
 MAX_SIDECAR_BYTES = 1 << 20
+REMOTE_READERS = 16
+HEADER_BYTES = 64 << 10
+_SIDECARS = (".txt", ".json")
 _CAPTION_KEYS = ("caption", "text", "txt", "alt", "description", "title", "prompt")
+_SCHEMA = pa.schema([("path", pa.string()), ("caption", pa.string()), ("path_stamp", pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One picture: its path, its size, its sidecar's ending, the state of both."""
+
+    path: str
+    size: int
+    sidecar: str
+    stamp: str
 
 
 class PictureTable:
@@ -26,76 +44,110 @@ class PictureTable:
     def __init__(self, folder: PictureFolder) -> None:
         """List the folder."""
         self.folder, self.name = folder, folder.name
-        listed = folder.fs.find(folder.path, detail=True)
-        self._sidecars = {p for p in listed if p.endswith((".txt", ".json"))}
-        self._pictures = {
-            path: info
-            for path, info in sorted(listed.items())
-            if path.rpartition(".")[2].lower() in PICTURES and not _is_hidden(path)
-        }
-        self.schema = pa.schema(
-            [("path", pa.string()), ("caption", pa.string()), ("path_stamp", pa.string())]
-        )
+        self.schema = _SCHEMA
+        self._pictures = sorted(self._list(), key=lambda picture: picture.path)
         self.total: int | None = len(self._pictures)
 
     def listing(self) -> dict[str, str]:
-        """Each picture's name → size and time of change, which tell whether it changed."""
-        return {_name(self.folder.fs, path): self._stamp(path) for path in self._pictures}
+        """Each picture's name → size and time of change, its sidecar's too: what tells a change."""
+        return {ascii(self._name(picture)): picture.stamp for picture in self._pictures}
 
     def head(self) -> pa.Table:
         """The first rows."""
-        return self._table(list(self._pictures)[:HEAD_ROWS])
+        return self._batch(0, HEAD_ROWS).table
 
     def batches(self, columns: Sequence[str], sift: Sift | None = None) -> Iterator[Batch]:
         """Every picture, in the order of paths."""
-        paths = list(self._pictures)
-        for start in range(0, len(paths), PICTURES_PER_BATCH):
-            table = self._table(paths[start : start + PICTURES_PER_BATCH])
-            rows = np.arange(start, start + table.num_rows)
-            yield Batch(table.select(list(columns)), rows)
+        for start in range(0, len(self._pictures), PICTURES_PER_BATCH):
+            batch = self._batch(start, PICTURES_PER_BATCH)
+            yield Batch(batch.table.select(list(columns)), batch.rows, batch.bad)
 
     def statistics(self) -> dict[str, tuple[int, Any, Any]]:
         """Nothing is known before all is read."""
         return {}
 
-    def _table(self, paths: list[str]) -> pa.Table:
-        names = [_name(self.folder.fs, path) for path in paths]
-        captions = [self._caption(path) for path in paths]
-        stamps = [self._stamp(path) for path in paths]
-        columns = [pa.array(column, pa.string()) for column in (names, captions, stamps)]
-        return pa.table(columns, self.schema)
+    def _list(self) -> Iterator[_Picture]:
+        """Folder by folder, so that no more than one folder's listing is held beside them."""
+        for path, folders, files in self.folder.fs.walk(self.folder.path, detail=True):
+            for name in [name for name in folders if name.startswith(".")]:
+                del folders[name]
+            stamps = {name: _stamp(info) for name, info in files.items()}
+            for name, info in files.items():
+                stem, _, suffix = name.rpartition(".")
+                if suffix.lower() not in PICTURES or name.startswith("."):
+                    continue
+                sidecar = next((end for end in _SIDECARS if stem + end in stamps), "")
+                stamp = stamps[name] + (f"+{stamps[stem + sidecar]}" if sidecar else "")
+                yield _Picture(f"{path}/{name}", int(info.get("size") or 0), sidecar, stamp)
 
-    def _stamp(self, path: str) -> str:
-        info = self._pictures[path]
-        return f"{info.get('size')}:{info.get('mtime') or info.get('ETag') or ''}"
+    def _batch(self, start: int, count: int) -> Batch:
+        pictures = self._pictures[start : start + count]
+        if _is_local(self.folder.fs):
+            found = [self._caption(picture) for picture in pictures]
+        else:
+            with ThreadPoolExecutor(REMOTE_READERS) as pool:
+                found = list(pool.map(self._caption, pictures))
+        good = [i for i, (_, wrong) in enumerate(found) if not wrong]
+        bad = [(start + i, wrong) for i, (_, wrong) in enumerate(found) if wrong]
+        columns = [
+            [self._name(pictures[i]) for i in good],
+            [found[i][0] for i in good],
+            [pictures[i].stamp for i in good],
+        ]
+        arrays = [pa.array(column, pa.string()) for column in columns]
+        rows = np.array(good, np.int64) + start
+        return Batch(pa.table(arrays, schema=_SCHEMA), rows, tuple(bad))
 
-    def _caption(self, path: str) -> str | None:
-        stem = path.rpartition(".")[0]
-        if f"{stem}.txt" in self._sidecars:
-            return self._read(f"{stem}.txt").decode("utf-8", "replace").strip() or None
-        if f"{stem}.json" in self._sidecars:
-            return _json_caption(self._read(f"{stem}.json"), f"{stem}.json")
-        return None
+    def _caption(self, picture: _Picture) -> tuple[str | None, str]:
+        """A picture's caption; or why there can be no row for it."""
+        try:
+            picture.path.encode()
+        except UnicodeEncodeError:
+            return None, f"{picture.path!a}: its name is not UTF-8: rename it"
+        stem = picture.path.rpartition(".")[0]
+        if picture.sidecar == ".txt":
+            return decode_text(self._read(f"{stem}.txt")).replace("\0", "").strip() or None, ""
+        if picture.sidecar == ".json":
+            try:
+                caption = _json_caption(self._read(f"{stem}.json"))
+            except (ValueError, RecursionError) as error:
+                return None, f"{stem}.json is not valid JSON: {error}"[:200]
+            if caption is not None:
+                return caption, ""
+        return self._embedded(picture), ""
+
+    def _embedded(self, picture: _Picture) -> str | None:
+        file = SourceFile(
+            picture.path, self.folder.fs, picture.path, "picture", None, picture.size, picture.stamp
+        )
+        try:
+            with file.open_raw(HEADER_BYTES) as raw:
+                return embedded_caption(raw)
+        except InputError:  # whoever decodes the picture will say that it cannot be read
+            return None
 
     def _read(self, path: str) -> bytes:
-        data: bytes = self.folder.fs.cat_file(path, start=0, end=MAX_SIDECAR_BYTES)
+        try:
+            data: bytes = self.folder.fs.cat_file(path, start=0, end=MAX_SIDECAR_BYTES)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
         return data
 
+    def _name(self, picture: _Picture) -> str:
+        fs = self.folder.fs
+        return picture.path if _is_local(fs) else str(fs.unstrip_protocol(picture.path))
 
-def _json_caption(data: bytes, path: str) -> str | None:
-    try:
-        value: Any = json.loads(data)
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+
+def _json_caption(data: bytes) -> str | None:
+    value: Any = json.loads(data)
     if not isinstance(value, dict):
         return None
     return next((value[k] for k in _CAPTION_KEYS if isinstance(value.get(k), str)), None)
 
 
-def _is_hidden(path: str) -> bool:
-    return path.rpartition("/")[2].startswith(".")
+def _stamp(info: dict[str, Any]) -> str:
+    return f"{info.get('size')}:{info.get('mtime') or info.get('ETag') or ''}"
 
 
-def _name(fs: Any, path: str) -> str:
-    local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-    return path if local else str(fs.unstrip_protocol(path))
+def _is_local(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))

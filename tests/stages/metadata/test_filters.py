@@ -279,19 +279,6 @@ def test_append_leaves_the_numbers_of_healed_shards_alone(tmp_path):
     assert WorkList.open(Folder(tmp_path / "d")).shards() == ["00000", "00001", "00003"]
 
 
-def test_a_folder_of_pictures_read_again_takes_only_what_changed(tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        (pictures / name).write_bytes(b"1")
-    make(pictures, tmp_path / "d")
-    (pictures / "b.jpg").write_bytes(b"22")
-    (pictures / "c.jpg").write_bytes(b"1")
-    make(pictures, tmp_path / "d")
-    names = [Path(p).name for p in column(tmp_path / "d", "path")]
-    assert names == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
-
-
 def test_keys_can_be_kept(tmp_path):
     rows = [link(i, key=f"k{9 - i}") for i in range(5)]
     make(source(tmp_path, rows), tmp_path / "d", keep_keys="key")

@@ -146,20 +146,6 @@ def kept_rows(dataset: Path) -> int:
     return WorkList.open(Folder(dataset)).total()
 
 
-def test_a_folder_of_pictures_keeps_paths_and_takes_sidecar_captions(tmp_path):
-    folder = tmp_path / "pictures"
-    (folder / "deep").mkdir(parents=True)
-    for name in ("b.jpg", "a.png", "deep/c.JPEG", ".hidden.jpg"):
-        (folder / name).write_bytes(b"not looked at")
-    (folder / "a.txt").write_text("a red circle\n")
-    (folder / "b.json").write_text('{"caption": "a blue square"}')
-    make(folder, tmp_path / "d")
-    table = kept(tmp_path / "d")
-    assert [Path(p).name for p in table["path"].to_pylist()] == ["a.png", "b.jpg", "c.JPEG"]
-    assert table["caption"].to_pylist() == ["a red circle", "a blue square", None]
-    assert "url" not in table.column_names
-
-
 def test_a_run_cut_off_between_records_starts_again_clean(tmp_path):
     source = write(tmp_path, "csv")
     make(source, tmp_path / "d")
