@@ -16,6 +16,7 @@ from laionkit.core.errors import ConfigError, InputError, did_you_mean
 from laionkit.core.schemas import PUBLISHED_COLUMNS, RESERVED_COLUMNS
 
 # What laionkit itself computes and names; a published column of such a name becomes src_NAME.
+INNER_PREFIX = "_laionkit_"  # of columns that only a run sees
 _COMPUTED = frozenset({"clip_similarity", "aesthetic_v1", "aesthetic_v2", "nsfw_b32", "nsfw_l14"})
 _RAW = frozenset({"sample_id", "url", "text", "height", "width", "license", "nsfw", "similarity"})
 _JOINED = frozenset(
@@ -258,7 +259,9 @@ def _carry_through(names: list[str], columns: dict[str, str]) -> None:
     for name in names:
         if name in used:
             continue
-        out = f"src_{name}" if name.lower() in reserved else name
+        lower = name.lower()
+        ours = lower in reserved or lower.startswith(INNER_PREFIX)
+        out = f"src_{name}" if ours else name
         while out.lower() in taken:
             out += "_2"
         taken.add(out.lower())

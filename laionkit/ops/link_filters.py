@@ -1,18 +1,23 @@
 """The verdict on a link as one SQL expression: 0 for kept, else the code of the first step failed.
 
 Steps: conditions of a filter, then what makes a row no link at all, then what the rows say of
-lists they stand on (columns ``_blocked``, ``_opted_out``), then the sample.
+lists they stand on, then the sample.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from laionkit.core.schemas import Reason
+from laionkit.ops.laion_schemas import INNER_PREFIX
 from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
 
 # A scheme, "://" and the beginning of a host; a longer pattern takes three times as long.
 _LINK = r"^\s*[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#]"
 _SPACES = "chr(32) || chr(9) || chr(10) || chr(13)"
+# Columns that ride beside those of the sources, none of which can have such a name.
+CODE, VALUE, ROW, SOURCE, BLOCKED, OPTED_OUT = (
+    INNER_PREFIX + name for name in ("code", "value", "row", "source", "blocked", "opted_out")
+)
 _SAFETY_COLUMNS = ("punsafe", "pwatermark")
 _SAFETY_MARKS = ("nsfw", "unsafe")
 
@@ -54,7 +59,7 @@ def build_verdict(
     lists: Sequence[str] = (),
     sample: tuple[float, int] | None = None,
 ) -> Verdict:
-    """Put the steps of a source together. `lists` names those of ``_blocked``, ``_opted_out``."""
+    """Put the steps of a source together. `lists` names those of BLOCKED, OPTED_OUT."""
     cases: list[str] = []
     values: list[str] = []
     kept_null: dict[str, str] = {}
@@ -82,7 +87,7 @@ def build_verdict(
         shifted = reasons.code(Reason.MALFORMED_ROW)
         cases.append(f"WHEN abs(similarity) > {similarity_limit} THEN {shifted}")
         values.append(f"WHEN {shifted} THEN 'similarity=' || similarity::VARCHAR")
-    for column, reason in (("_blocked", Reason.BLOCKLISTED), ("_opted_out", Reason.OPT_OUT_LIST)):
+    for column, reason in ((BLOCKED, Reason.BLOCKLISTED), (OPTED_OUT, Reason.OPT_OUT_LIST)):
         if column in lists:
             code = reasons.code(reason)
             cases.append(f"WHEN {column} IS NOT NULL THEN {code}")
@@ -97,7 +102,7 @@ def build_verdict(
     return Verdict(
         _case(cases),
         _case(cases[:conditions]),
-        f"CASE code {' '.join(values)} END" if values else "NULL",
+        f"CASE {CODE} {' '.join(values)} END" if values else "NULL",
         kept_null,
     )
 

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laionkit.core.errors import ConfigError, StageFailed
-from laionkit.ops.link_filters import Verdict
+from laionkit.ops.laion_schemas import INNER_PREFIX
+from laionkit.ops.link_filters import CODE, ROW, VALUE, Verdict
 from laionkit.ops.predicates import Term, quote_name, quote_text
 
 BATCH_TIMEOUT_S = 300.0
 WHOLE_TIMEOUT_S = 86_400.0
 SCAN_ROWS = 100_000
+_AT = INNER_PREFIX + "at"
 _HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
 
 
@@ -36,7 +38,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scanned:
-    """Some rows of a scan with ``_row``, ``code`` and ``value`` beside them; or counts alone."""
+    """Some rows of a scan with ROW, CODE and VALUE beside them; or counts alone."""
 
     rows: pa.Table | None
     counts: dict[int, int]
@@ -86,18 +88,18 @@ class LinkEngine:
         """Apply a verdict to every row of a batch, in order."""
         self._register(rows)
         kept = ", ".join(
-            f"count(*) FILTER (code = 0 AND {sql})" for sql in verdict.kept_null.values()
+            f"count(*) FILTER ({CODE} = 0 AND {sql})" for sql in verdict.kept_null.values()
         )
-        value = f"CASE WHEN code > 0 THEN {verdict.value} END" if values else "NULL"
+        value = f"CASE WHEN {CODE} > 0 THEN {verdict.value} END" if values else "NULL"
         with self.deadline():
             found = self._con.sql(
-                f"SELECT code::USMALLINT AS code, {value} AS value "
-                f"FROM (SELECT *, {verdict.code} AS code FROM batch)"
+                f"SELECT {CODE}::USMALLINT AS code, {value} AS value "
+                f"FROM (SELECT *, {verdict.code} AS {CODE} FROM batch)"
             ).to_arrow_table()
             counts: tuple[int, ...] = ()
             if kept:
                 counts = self._con.execute(
-                    f"SELECT {kept} FROM (SELECT *, {verdict.code} AS code FROM batch)"
+                    f"SELECT {kept} FROM (SELECT *, {verdict.code} AS {CODE} FROM batch)"
                 ).fetchall()[0]
         nulls = dict(zip(verdict.kept_null, counts, strict=True))
         return Judged(
@@ -116,7 +118,7 @@ class LinkEngine:
         each other code.
         """
         source = f"read_parquet({quote_text(path)}, file_row_number = true)"
-        rows = f"SELECT {picks}, file_row_number AS _row FROM {source}"
+        rows = f"SELECT {picks}, file_row_number AS {ROW} FROM {source}"
         seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
         names = ", ".join(quote_name(name) for name in schema.names)
         con = self._con.cursor()  # others insert on the connection while this one streams
@@ -127,20 +129,20 @@ class LinkEngine:
                     f"FROM ({seen})) WHERE code > 0 GROUP BY 1 ORDER BY 1"
                 ).fetchall()
                 yield Scanned(None, dict(counted), {})
-            value = f"CASE WHEN code > 0 THEN {verdict.value} END" if full else "NULL"
+            value = f"CASE WHEN {CODE} > 0 THEN {verdict.value} END" if full else "NULL"
             where = "" if full else f" WHERE {verdict.conditions} = 0"
             nulls = "".join(
-                f", (code = 0 AND {sql}) AS _null{i}"
+                f", ({CODE} = 0 AND {sql}) AS {INNER_PREFIX}null{i}"
                 for i, sql in enumerate(verdict.kept_null.values())
             )
             reader = con.sql(
-                f"SELECT {names}, _row, code::USMALLINT AS code, {value} AS value{nulls} "
-                f"FROM (SELECT *, {verdict.code} AS code FROM ({seen}){where})"
+                f"SELECT {names}, {ROW}, {CODE}::USMALLINT AS {CODE}, {value} AS {VALUE}{nulls} "
+                f"FROM (SELECT *, {verdict.code} AS {CODE} FROM ({seen}){where})"
             ).to_arrow_reader(SCAN_ROWS)
             for batch in reader:
                 table = pa.Table.from_batches([batch])
                 kept_null = {
-                    name: pc.sum(table[f"_null{i}"]).as_py() or 0
+                    name: pc.sum(table[f"{INNER_PREFIX}null{i}"]).as_py() or 0
                     for i, name in enumerate(verdict.kept_null)
                 }
                 yield Scanned(table, {}, {n: count for n, count in kept_null.items() if count})
@@ -155,31 +157,31 @@ class LinkEngine:
 
     def on_list(self, name: str, rows: pa.Table) -> pa.Array:
         """For each row, what on the list it matches; null where nothing does."""
-        placed = rows.append_column("_at", pa.array(np.arange(rows.num_rows)))
+        placed = rows.append_column(_AT, pa.array(np.arange(rows.num_rows)))
         self._con.register("looked", placed)
         kinds = {k for (k,) in self._con.execute(f"SELECT DISTINCT kind FROM {name}").fetchall()}
         looks = []
         if "url" in rows.column_names:
             if "url" in kinds:
-                looks.append("SELECT _at, 'url' AS kind, url AS value FROM looked")
+                looks.append(f"SELECT {_AT}, 'url' AS kind, url AS value FROM looked")
             if "domain" in kinds:
                 parts = f"string_split(lower(regexp_extract(url, {_HOST}, 1)), '.')"
                 looks.append(
-                    "SELECT _at, 'domain' AS kind, array_to_string(p[i:], '.') AS value FROM "
-                    "(SELECT _at, p, unnest(range(1, len(p) + 1)) AS i "
-                    f"FROM (SELECT _at, {parts} AS p FROM looked))"
+                    f"SELECT {_AT}, 'domain' AS kind, array_to_string(p[i:], '.') AS value FROM "
+                    f"(SELECT {_AT}, p, unnest(range(1, len(p) + 1)) AS i "
+                    f"FROM (SELECT {_AT}, {parts} AS p FROM looked))"
                 )
         for column in rows.column_names:
             if column == "hash" and "hash" in kinds:
-                looks.append("SELECT _at, 'hash' AS kind, hash::VARCHAR AS value FROM looked")
+                looks.append(f"SELECT {_AT}, 'hash' AS kind, hash::VARCHAR AS value FROM looked")
             if column.lower().removeprefix("src_") in ("md5", "sha256") and "digest" in kinds:
                 digest = f"lower({quote_name(column)})"
-                looks.append(f"SELECT _at, 'digest' AS kind, {digest} AS value FROM looked")
+                looks.append(f"SELECT {_AT}, 'digest' AS kind, {digest} AS value FROM looked")
         out = np.full(rows.num_rows, None, object)
         if looks:
             with self.deadline():
                 found = self._con.execute(
-                    f"SELECT _at, min(look.value) FROM ({' UNION ALL '.join(looks)}) AS look "
+                    f"SELECT {_AT}, min(look.value) FROM ({' UNION ALL '.join(looks)}) AS look "
                     f"SEMI JOIN {name} AS l ON look.kind = l.kind AND look.value = l.value "
                     "GROUP BY 1"
                 ).fetchall()
@@ -205,18 +207,18 @@ class LinkEngine:
 
     def join(self, rows: pa.Table, on: str) -> tuple[pa.Table, int]:
         """The joined columns for each row, null where nothing matches, and how many matched."""
-        placed = rows.select([on]).append_column("_at", pa.array(np.arange(rows.num_rows)))
+        placed = rows.select([on]).append_column(_AT, pa.array(np.arange(rows.num_rows)))
         self._con.register("looked", placed)
         names = ", ".join(f"j.{quote_name(name)}" for name in self._has_join)
         key = quote_name(on)
         with self.deadline():
             found = self._con.sql(
-                f"SELECT b._at, {names} FROM joined j JOIN looked b ON j.{key} = b.{key}"
+                f"SELECT b.{_AT}, {names} FROM joined j JOIN looked b ON j.{key} = b.{key}"
             ).to_arrow_table()
         place = np.full(rows.num_rows, -1, np.int64)
-        place[found["_at"].to_numpy()] = np.arange(found.num_rows)
+        place[found[_AT].to_numpy()] = np.arange(found.num_rows)
         take = pa.array(place, mask=place < 0)
-        return found.drop_columns("_at").take(take), found.num_rows
+        return found.drop_columns(_AT).take(take), found.num_rows
 
     def _register(self, rows: pa.Table) -> None:
         """Show `rows` as ``batch``, NaN as null: DuckDB holds NaN for greater than all else."""

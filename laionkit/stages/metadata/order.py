@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from laionkit.core.schemas import Reason
+from laionkit.ops.laion_schemas import INNER_PREFIX
 from laionkit.ops.link_filters import Reasons
 from laionkit.ops.predicates import quote_name, quote_text
 from laionkit.stages.metadata.engine import WHOLE_TIMEOUT_S, LinkEngine
 
 BUCKET_ROWS = 262_144
 MOST_BUCKETS = 200
+_ORDINAL, _PLACE = INNER_PREFIX + "ordinal", INNER_PREFIX + "place"
 _TWO_64 = "18446744073709551616"
 _HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
 _COMPRESSED = ipc.IpcWriteOptions(compression="lz4")
@@ -76,14 +78,14 @@ class LinkOrder:
             return
         self._spool.write_table(rows)
         ordinals = pa.array(np.arange(self._rows, self._rows + rows.num_rows))
-        self._con.register("fresh", rows.append_column("_ordinal", ordinals))
+        self._con.register("fresh", rows.append_column(_ORDINAL, ordinals))
         host = f"md5_number_lower(regexp_extract({self._link}, {_HOST}, 1))"
         top = (
             f"nullif({quote_name(self.steps.top[0])}::DOUBLE, 'nan')" if self.steps.top else "NULL"
         )
         with self.engine.deadline():
             self._con.execute(
-                f"INSERT INTO narrow SELECT _ordinal, {self._key_sql()}, "
+                f"INSERT INTO narrow SELECT {_ORDINAL}, {self._key_sql()}, "
                 f"{host if self.steps.shuffle else 'NULL'}, {top} FROM fresh"
             )
         self._con.unregister("fresh")
@@ -238,7 +240,7 @@ class _Buckets:
 
     def __init__(self, scratch: Path, schema: pa.Schema, size: int) -> None:
         self.scratch, self.size = scratch, size
-        self.schema = schema.append(pa.field("_place", pa.int64()))
+        self.schema = schema.append(pa.field(_PLACE, pa.int64()))
         self._files: dict[int, tuple[contextlib.ExitStack, ipc.RecordBatchStreamWriter]] = {}
 
     def __enter__(self) -> "_Buckets":
@@ -249,7 +251,7 @@ class _Buckets:
             stack.close()
 
     def add(self, rows: pa.Table, places: np.ndarray) -> None:
-        rows = rows.append_column("_place", pa.array(places))
+        rows = rows.append_column(_PLACE, pa.array(places))
         numbers = places // self.size
         order = np.argsort(numbers, kind="stable")
         rows = rows.take(pa.array(order)).combine_chunks()
@@ -265,7 +267,7 @@ class _Buckets:
             with pa.OSFile(str(path), "rb") as source, ipc.open_stream(source) as reader:
                 rows = reader.read_all()
             path.unlink()
-            yield rows.sort_by("_place").drop_columns("_place")
+            yield rows.sort_by(_PLACE).drop_columns(_PLACE)
 
     def _writer(self, number: int) -> ipc.RecordBatchStreamWriter:
         if number not in self._files:

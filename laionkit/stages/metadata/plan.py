@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # A row of text is never shorter; it bounds the rows of a file whose rows nobody counted.
 _LEAST_ROW_BYTES = 12
 _MOST_COMPRESSION = 20
+# What the engine calls the number of a row in a file; a file that has it is read otherwise.
+_ROW_NUMBER = "file_row_number"
 _ENGINE_NUMBERS = {
     pa.int32(): "INTEGER",
     pa.int64(): "BIGINT",
@@ -187,7 +189,8 @@ def scan_columns(given: pa.Schema, reading: Reading, schema: pa.Schema) -> str |
     Plain is what the engine does as ``link_rows.repair`` does: the same type, or between numbers.
     """
     by_lower = {name.lower(): theirs for name, theirs in reading.columns.items()}
-    doubled = len({name.lower() for name in given.names}) < len(given.names)
+    lower = {name.lower() for name in given.names}
+    doubled = len(lower) < len(given.names) or _ROW_NUMBER in lower
     picks = []
     for field in schema:
         theirs, ours = by_lower.get(field.name.lower()), quote_name(field.name)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from laionkit.core.errors import InputError
 from laionkit.ops import link_rows
 from laionkit.ops.laion_schemas import Reading
+from laionkit.ops.link_filters import BLOCKED, OPTED_OUT
 from laionkit.ops.predicates import Term
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.lists import read_lists
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from laionkit.stages.metadata.engine import LinkEngine
 
 # Columns that ride along and are not written: what a row matches on the lists.
-LISTS = BLOCKED, OPTED_OUT = "_blocked", "_opted_out"
+LISTS = (BLOCKED, OPTED_OUT)
 _KEY = r"^[^./\s]+$"
 
 

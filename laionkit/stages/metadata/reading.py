@@ -16,13 +16,22 @@ from laionkit.core.schemas import METADATA
 from laionkit.core.worklist import WorkList
 from laionkit.core.worklist_parts import Part, PartWriter
 from laionkit.ops.laion_schemas import Reading
-from laionkit.ops.link_filters import Reasons, Verdict, build_verdict, drops_null
+from laionkit.ops.link_filters import (
+    CODE,
+    ROW,
+    SOURCE,
+    VALUE,
+    Reasons,
+    Verdict,
+    build_verdict,
+    drops_null,
+)
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.ledger import Ledger
 from laionkit.stages.metadata.plan import Plan, scan_columns
 from laionkit.stages.metadata.preparing import LISTS, Preparer
 from laionkit.stages.metadata.scratch import scratch_folder
-from laionkit.stages.metadata.sink import ROW, SOURCE, Sink
+from laionkit.stages.metadata.sink import Sink
 
 if TYPE_CHECKING:
     from laionkit.backends.source_tables import Batch, Sift, SourceTable
@@ -182,10 +191,10 @@ class Reader:
             lost = Counts.of(0, {self.reasons.names[c]: n for c, n in found.counts.items()})
             kept = 0
             if found.rows is not None:
-                codes = found.rows["code"].to_numpy()
-                numbers = found.rows["_row"].to_numpy()
+                codes = found.rows[CODE].to_numpy()
+                numbers = found.rows[ROW].to_numpy()
                 rows = found.rows.select(schema.names).cast(schema)
-                rows = sink.drop(number, rows, numbers, codes, found.rows["value"])
+                rows = sink.drop(number, rows, numbers, codes, found.rows[VALUE])
                 rows = self.preparer.finish(reading, rows)
                 kept = sink.keep(number, rows, numbers[codes == 0])
                 lost = sink.lost(codes)

@@ -9,15 +9,12 @@ import pyarrow.compute as pc
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import Reason
 from laionkit.core.worklist_parts import PartWriter
-from laionkit.ops.link_filters import Reasons
+from laionkit.ops.link_filters import ROW, SOURCE, Reasons
 from laionkit.stages.metadata.ledger import UNREADABLE, Ledger
 
 if TYPE_CHECKING:
     from laionkit.backends.source_tables import Batch
     from laionkit.stages.metadata.order import LinkOrder
-
-# Columns that tell where a row came from while it waits for its place.
-SOURCE, ROW = "_source", "_row"
 
 
 class Sink:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -300,3 +301,22 @@ def test_counts_alone_are_those_of_the_full_ledger(tmp_path):
     counts = make(source(tmp_path, rows), tmp_path / "b", ledger="counts", **chosen)
     assert full.counts == counts.counts
     assert urls(tmp_path / "a") == urls(tmp_path / "b")
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_columns_of_any_name_are_carried_through(tmp_path, form):
+    names = ["code", "value", "kind", "place", "ordinal", "k", "host", "batch", "looked", "Row",
+             "file_row_number", "_laionkit_code", "rowid", "select", 'a"b', "ä b"]  # fmt: skip
+    rows = [link(i, score=i / 10, **{name: i for name in names}) for i in range(6)]
+    path = source(tmp_path, rows)
+    if form == "csv":
+        path = tmp_path / "links.csv"
+        pacsv.write_csv(pq.read_table(tmp_path / "links.parquet"), path)
+    (tmp_path / "block.txt").write_text("h2.example\n")
+    chosen = {"where": "score < 0.45", "dedup": "url", "shuffle": True}
+    for i, more in enumerate(({}, {"blocklist": [str(tmp_path / "block.txt")]})):
+        make(path, tmp_path / f"d{i}", **chosen, **more)
+        kept = [0, 1, 3, 4] if more else [0, 1, 2, 3, 4]
+        for name in names:
+            ours = f"src_{name}" if name.startswith("_laionkit_") else name
+            assert sorted(column(tmp_path / f"d{i}", ours)) == kept, name
