@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from laionkit.stages.adopt import AdoptConfig, adopt
     from laionkit.stages.embed import EmbedConfig, embed
     from laionkit.stages.fetch import FetchConfig, fetch
+    from laionkit.stages.forget import ForgetConfig, forget
     from laionkit.stages.head_fit import HeadFitConfig, fit_head
-    from laionkit.stages.index import IndexConfig, index
+    from laionkit.stages.index import IndexConfig, explain_index, index
     from laionkit.stages.metadata import MetadataConfig, metadata
     from laionkit.stages.metadata.inspection import inspect
     from laionkit.stages.query import QueryConfig, query
@@ -48,7 +49,8 @@ _NAMES = {
     "stages.embed": ("EmbedConfig", "embed"),
     "stages.fetch": ("FetchConfig", "fetch"),
     "stages.head_fit": ("HeadFitConfig", "fit_head"),
-    "stages.index": ("IndexConfig", "index"),
+    "stages.forget": ("ForgetConfig", "forget"),
+    "stages.index": ("IndexConfig", "explain_index", "index"),
     "stages.metadata": ("MetadataConfig", "metadata"),
     "stages.metadata.inspection": ("inspect",),
     "stages.query": ("QueryConfig", "query"),
@@ -65,6 +67,7 @@ __all__ = [
     "ConfigError",
     "EmbedConfig",
     "FetchConfig",
+    "ForgetConfig",
     "HeadFitConfig",
     "Hits",
     "IndexConfig",
@@ -84,8 +87,10 @@ __all__ = [
     "adopt",
     "columns",
     "embed",
+    "explain_index",
     "fetch",
     "fit_head",
+    "forget",
     "index",
     "inspect",
     "load",

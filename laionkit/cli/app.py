@@ -60,6 +60,7 @@ _COMMANDS = (
     ("run", _looks, "Run a recipe: stages and their settings in a YAML file."),
     ("status", _looks, "What is done, what was lost and why."),
     ("columns", _looks, "Every column that --where can name: type, origin, nulls, range."),
+    ("forget", _looks, "Take samples down: no search, filter or subset has them any more."),
     ("verify", _looks, "Check a subset's files and samples against its manifest."),
     ("push", _looks, "Upload a subset to the Hugging Face hub."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
@@ -100,6 +101,10 @@ _EXAMPLES = {
     ),
     "run": ("laionkit run laion-aesthetics my-set links.parquet -s fetch.image_size=384",),
     "push": ("laionkit push my-set best me/best-pictures",),
+    "forget": (
+        "laionkit forget my-set --keys takedowns.txt --yes",
+        "laionkit forget my-set --where \"url LIKE 'https://example.org/%'\" --yes",
+    ),
     "verify": ("laionkit verify my-set best",),
 }
 

@@ -19,6 +19,8 @@ from laionkit.stages.embed import EmbedConfig
 from laionkit.stages.embed import embed as embed_stage
 from laionkit.stages.fetch import FetchConfig
 from laionkit.stages.fetch import fetch as fetch_stage
+from laionkit.stages.forget import ForgetConfig
+from laionkit.stages.forget import forget as forget_stage
 from laionkit.stages.head_fit import HeadFitConfig, fit_head
 from laionkit.stages.index import IndexConfig, explain_index
 from laionkit.stages.index import index as index_stage
@@ -217,6 +219,17 @@ def subset(
     show.report(result, how.json)
     if config.dry_run and not how.json:
         show.what_if(result.extra)
+
+
+def forget(
+    dataset: str,
+    /,
+    *,
+    config: Annotated[ForgetConfig, flat] = ForgetConfig(),
+    how: HowToRun = HowToRun(),
+) -> None:
+    """Take samples of DATASET down: no search, filter or subset has them from now on."""
+    show.report(forget_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def run(

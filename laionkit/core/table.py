@@ -23,6 +23,7 @@ from laionkit.core.embeddings import (
 from laionkit.core.engine import DEFAULT_MEMORY_MB, Engine, one_line, sql_name, sql_text
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
+from laionkit.core.forgotten import FORGOTTEN, forgotten_content
 from laionkit.core.records import StageMade, StageRecords
 from laionkit.core.schemas import (
     EXTRA_FETCHED_COLUMNS,
@@ -61,9 +62,9 @@ class DatasetTable(Engine):
     """A DuckDB connection over one dataset.
 
     `columns` maps each column to its DuckDB type, `origins` to where it comes from, `inputs` each
-    source to the content of its files. `memory_mb` bounds the engine, which spills to disk above
-    it; `timeout_s` bounds each query. With `guard`, the engine of a local dataset can open no
-    file but the dataset's from then on.
+    source to the content of its files. Samples that were taken down are not there. `memory_mb`
+    bounds the engine, which spills to disk above it; `timeout_s` bounds each query. With `guard`,
+    the engine of a local dataset can open no file but the dataset's from then on.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class DatasetTable(Engine):
         self.origins: dict[str, str] = {}
         self._places: dict[str, tuple[_Source, str]] = {}
         self.inputs: dict[str, str] = {}
+        self._forgotten = self._open_forgotten()
         self._add_rows()
         for column, made in score_columns(self.folder).items():
             self._add_score(column, made)
@@ -122,6 +124,8 @@ class DatasetTable(Engine):
             for view, alias in aliases.items()
             if alias != "t0"
         )
+        if self._forgotten:
+            joins += f" ANTI JOIN {self._forgotten} f ON f.key = t0.key"
         return f"SELECT {', '.join(parts)} FROM {self._sources[0].view} t0{joins}"
 
     def relation(self) -> Any:
@@ -166,6 +170,18 @@ class DatasetTable(Engine):
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
 
+    def _open_forgotten(self) -> str:
+        """The view of keys that were taken down; empty where none ever was."""
+        content = forgotten_content(self.folder)
+        if not content:
+            return ""
+        self.inputs["forgotten"] = content
+        path = self._path(FORGOTTEN)
+        self._files.add(path)
+        sql = f"SELECT key FROM read_parquet({sql_text(path)})"
+        self._con.execute(f"CREATE VIEW laionkit_forgotten AS {sql}")
+        return "laionkit_forgotten"
+
     def _add_rows(self) -> None:
         """The sources that say which keys there are: metadata, shards, or embeddings."""
         parts = self._metadata_files()
@@ -201,18 +217,20 @@ class DatasetTable(Engine):
         return metadata.rows == fetched.rows and all(c.lower() in there for c in metadata.columns)
 
     def _embedding_rows(self) -> _Source:
-        for model in embedded_models(self.folder):
-            found = list_embeddings(self.folder, model)
-            refs = [(ref.name, ref.metadata) for ref in found]
-            if refs:
-                contents = {ref.name: ref.content for ref in found}
-                self.inputs[f"embeddings/{model}"] = fingerprint(contents)
-                made = model_made(self.folder, model)
-                key = str(made.facts.get("key_column", "image_path"))
-                return self._source("embedded", refs, key=key)
-        raise InputError(
-            f"{self.folder} holds no dataset: no metadata, shards or embeddings are recorded there"
-        )
+        """The rows of the model that embedded the most."""
+        found = {
+            model: list_embeddings(self.folder, model) for model in embedded_models(self.folder)
+        }
+        model = max(found, key=lambda name: sum(ref.rows for ref in found[name]), default=None)
+        if model is None or not found[model]:
+            raise InputError(
+                f"{self.folder} holds no dataset: no metadata, shards or embeddings are recorded "
+                "there"
+            )
+        contents = {ref.name: ref.content for ref in found[model]}
+        self.inputs[f"embeddings/{model}"] = fingerprint(contents)
+        key = str(model_made(self.folder, model).facts.get("key_column", "image_path"))
+        return self._source("embedded", [(r.name, r.metadata) for r in found[model]], key=key)
 
     def _add_score(self, column: str, made: StageMade) -> None:
         records = list(StageRecords(self.folder, score_stage(column)).all())

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from laionkit.backends import knn
 from laionkit.core.embeddings import EmbeddingRef
-from laionkit.core.errors import ConfigError
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
@@ -82,7 +82,7 @@ def default_lists(rows: int) -> int:
 def build_segment(
     dataset: Folder, place: str, name: str, refs: Sequence[EmbeddingRef], shape: Shape,
     dim: int | None = None, *, key: str = "image_path", metadata: str | None = None,
-    forgotten: frozenset[str] = frozenset(),
+    forgotten: pa.ChunkedArray | None = None,
 ) -> Built:  # fmt: skip
     """Write a segment of `refs` under the folder `place`; nothing names it yet.
 
@@ -94,8 +94,10 @@ def build_segment(
     source = VectorSource(dataset, refs, dim)
     source.block_rows = shape.block_rows(source.dim)
     kept = np.arange(source.rows, dtype=np.int64)
-    if forgotten:
+    if forgotten is not None and len(forgotten):
         kept = kept[~forgotten_rows(dataset, refs, key, forgotten)]
+        if not len(kept):
+            raise InputError(f"{dataset}: every row was taken down: nothing to index")
     shards = {ref.name: ref.content for ref in refs}
     built = Built(SegmentInfo(name=name, rows=len(kept), lists=shape.lists, shards=shards))
     base = f"{place}/{segment_file(name, '')}"

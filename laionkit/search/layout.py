@@ -8,7 +8,7 @@ A segment never changes once the pointer has named it; it holds
 - ``rows.arrow``: key, caption, url, shard and row in the shard, in the vectors' order.
 
 A row that is taken down is marked in a file of dead rows of its own, until the next compaction
-drops it; ``forgotten.json`` keeps the keys, so that no build takes them in again.
+drops it; the dataset's list of takedowns keeps the keys, so that no build takes them in again.
 
 Beside them lies the view that faiss and clip-retrieval open: ``image.index``, ``image.json``,
 ``metadata/``.
@@ -26,7 +26,6 @@ SEGMENTS = "segments"
 VECTORS = "vectors.index"
 LISTS = "lists.index"
 ROWS = "rows.arrow"
-FORGOTTEN = "forgotten.json"
 EVALUATION = "evaluation.json"
 
 
@@ -52,7 +51,10 @@ class SegmentInfo(BaseModel):
 
 
 class Pointer(BaseModel):
-    """The state of an index: its generation, its model and the segments that are alive."""
+    """The state of an index: its generation, its model and the segments that are alive.
+
+    `forgotten` names the state of the list of takedowns that it follows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,6 +62,7 @@ class Pointer(BaseModel):
     model: str
     dim: int
     segments: tuple[SegmentInfo, ...]
+    forgotten: str = ""
 
     @property
     def rows(self) -> int:
@@ -95,8 +98,3 @@ def read_pointer(folder: Folder) -> Pointer | None:
 def write_pointer(folder: Folder, pointer: Pointer) -> None:
     """Make `pointer` what readers see; one rename."""
     folder.write_json(POINTER, pointer.model_dump(mode="json"))
-
-
-def read_forgotten(folder: Folder) -> frozenset[str]:
-    """Keys that must never be indexed again."""
-    return frozenset(folder.read_json(FORGOTTEN)) if folder.exists(FORGOTTEN) else frozenset()

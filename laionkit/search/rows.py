@@ -107,12 +107,11 @@ def _shard_tables(
 
 
 def forgotten_rows(
-    dataset: Folder, refs: Sequence[EmbeddingRef], key: str, forgotten: frozenset[str]
+    dataset: Folder, refs: Sequence[EmbeddingRef], key: str, forgotten: pa.ChunkedArray
 ) -> NDArray[np.bool_]:
     """Which rows of all shards have a key that is forgotten."""
-    keys = pa.array(sorted(forgotten), pa.string())
     parts = [dataset.read_table(ref.metadata, [key])[key].cast(pa.string()) for ref in refs]
-    return np.concatenate([pc.is_in(part, value_set=keys).to_numpy() for part in parts])
+    return np.concatenate([pc.is_in(part, value_set=forgotten).to_numpy() for part in parts])
 
 
 def _spill(tables: Iterator[pa.Table], place: Path, buckets: int) -> None:

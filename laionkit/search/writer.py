@@ -4,22 +4,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.files import Folder
+from laionkit.core.forgotten import forgotten_content, read_forgotten
 from laionkit.core.schemas import INDEX
 from laionkit.search import bits
 from laionkit.search.build import Built, Shape, build_segment
 from laionkit.search.cache import open_segment
 from laionkit.search.layout import (
-    FORGOTTEN,
     Pointer,
     SegmentInfo,
     index_folder,
-    read_forgotten,
     read_pointer,
     segment_file,
     write_pointer,
@@ -72,6 +70,7 @@ class IndexWriter:
         what was added, or what is dead, outweighs a share of the first segment: then, and with
         `compact`, everything is built anew as one segment.
         """
+        self.forget()
         pointer = self.pointer()
         if pointer is None:
             return [self.rebuild(refs)]
@@ -125,31 +124,37 @@ class IndexWriter:
         self.folder.write_bytes(name, dead.tobytes())
         return segment.info.model_copy(update={"dead": bits.count(dead), "dead_file": name})
 
-    def forget(self, keys: Collection[str]) -> int:
-        """Take rows down by key, for good; return how many were alive until now.
+    def forget(self) -> int:
+        """Mark what the dataset's list of takedowns names; return how many rows that takes down.
 
         No search that begins after this shows them, and no later build takes them in.
         """
-        known = read_forgotten(self.folder) | frozenset(keys)
-        self.folder.write_json(FORGOTTEN, sorted(known))
         pointer = self.pointer()
-        if pointer is None:
+        content = forgotten_content(self.dataset)
+        if pointer is None or pointer.forgotten == content:
             return 0
         generation = pointer.generation + 1
-        wanted = pa.array(sorted(known), pa.string())
+        keys = read_forgotten(self.dataset)
         segments = []
         for info in pointer.segments:
             segment = open_segment(self.folder, info, 0)
-            found = pc.is_in(segment.rows.keys(), value_set=wanted).to_numpy()
+            found = pc.is_in(segment.rows.keys(), value_set=keys).to_numpy()
             segments.append(self._mark(segment, found, generation) if found.any() else info)
-        lost = sum(s.dead for s in segments) - sum(s.dead for s in pointer.segments)
-        if lost:
-            self._publish(pointer, generation, segments)
-        return lost
+        self._publish(pointer, generation, segments, content)
+        return sum(s.dead for s in segments) - sum(s.dead for s in pointer.segments)
 
-    def _publish(self, pointer: Pointer, generation: int, segments: Sequence[SegmentInfo]) -> None:
+    def _publish(
+        self,
+        pointer: Pointer,
+        generation: int,
+        segments: Sequence[SegmentInfo],
+        forgotten: str | None = None,
+    ) -> None:
         """Point to other segments; the view of other tools says what is pending."""
-        fresh = pointer.model_copy(update={"generation": generation, "segments": tuple(segments)})
+        known = pointer.forgotten if forgotten is None else forgotten
+        fresh = pointer.model_copy(
+            update={"generation": generation, "segments": tuple(segments), "forgotten": known}
+        )
         write_pointer(self.folder, fresh)
         describe_view(self.dataset, self.place, fresh)
 
@@ -160,7 +165,11 @@ class IndexWriter:
         shape = self.shape_for(sum(ref.rows for ref in refs), self.dim)
         built = self._build(f"{generation:05d}", refs, shape, f"{self.place}/{METADATA}")
         pointer = Pointer(
-            generation=generation, model=self.model, dim=self.dim, segments=(built.info,)
+            generation=generation,
+            model=self.model,
+            dim=self.dim,
+            segments=(built.info,),
+            forgotten=forgotten_content(self.dataset),
         )
         write_pointer(self.folder, pointer)
         publish_view(self.dataset, self.place, pointer, built.parts())
@@ -169,7 +178,7 @@ class IndexWriter:
     def _build(
         self, name: str, refs: Sequence[EmbeddingRef], shape: Shape, metadata: str | None
     ) -> Built:
-        forgotten = read_forgotten(self.folder)
+        forgotten = read_forgotten(self.dataset)
         return build_segment(
             self.dataset, self.place, name, refs, shape, self.dim,
             key=self.key, metadata=metadata, forgotten=forgotten,

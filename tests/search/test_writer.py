@@ -5,10 +5,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from laionkit.core.embeddings import model_made
 from laionkit.core.files import Folder
+from laionkit.core.forgotten import add_forgotten
 from laionkit.core.records import StageRecords
 from laionkit.search.build import Shape
 from laionkit.search.layout import read_pointer
@@ -123,17 +125,6 @@ def test_much_that_is_new_compacts_by_itself(dataset):
     assert segments(dataset) == [1100]
 
 
-def test_a_key_taken_down_is_never_found_again(dataset):
-    rows = np.array([row for row in range(800) if row not in (5, 250, 799)])
-    writer = writer_of(dataset)
-    assert writer.forget([key_of(row) for row in (5, 250, 799)]) == 3
-    assert writer.forget([key_of(5)]) == 0
-    check(dataset, rows)
-    index(str(dataset), IndexConfig(compact=True))
-    assert segments(dataset) == [797]
-    check(dataset, rows)
-
-
 def test_readers_see_one_state_while_a_writer_appends_and_compacts(dataset):
     wrong: list[str] = []
     stop = threading.Event()
@@ -174,6 +165,7 @@ def test_a_remote_index_is_searched_through_a_local_copy(tmp_path, monkeypatch):
         hits = Searcher(url).search(vector=VECTORS[7], k=3, where="original_width < 100")
         assert hits.key[0] == keys[7]
     assert len(list((tmp_path / "cache").glob("*/segments/00001/*"))) == 3
-    writer_of(url).forget([keys[7]])
+    add_forgotten(Folder(url), pa.chunked_array([[keys[7]]]))
+    assert writer_of(url).forget() == 1
     assert Searcher(url).search(vector=VECTORS[7], k=1).key[0] != keys[7]
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -9,12 +9,13 @@ import xxhash
 
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
+from laionkit.core.lists import read_lines
 from laionkit.core.table import DatasetTable
 from laionkit.ops.entries import Entries, keep_chance
 from laionkit.ops.predicates import quote_name
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.selection import Selection
-from laionkit.stages.subset.steps import KEY_VALUE, check_column, read_lines
+from laionkit.stages.subset.steps import KEY_VALUE, check_column
 from laionkit.stages.subset.vectors import gather
 
 DOMAIN = "domain"

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
+from laionkit.core.lists import read_keys, read_lines
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.table import DatasetTable
 from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
@@ -60,35 +61,10 @@ def take_nearest(selection: Selection, config: SubsetConfig, terms: Sequence[Ter
     )
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not empty. Raises InputError where it is no text."""
-    folder, _, name = path.rpartition("/")
-    try:
-        lines = Folder(folder or ".").read_bytes(name).decode().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text with one entry a line") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
-        raise InputError(f"{path} is empty: give one entry a line")
-    return found
-
-
 def kept_keys(dataset: Folder, name: str) -> pa.Table:
     """The keys that a subset keeps. Raises InputError where there is no such subset."""
     find_record(dataset, name)
     return dataset.read_table(f"{SUBSETS}/{name}/kept.parquet", columns=["key"])
-
-
-def read_keys(path: str) -> pa.Table:
-    """Keys of a file: parquet with a column `key`, or text with one key a line."""
-    folder, _, name = path.rpartition("/")
-    place = Folder(folder or ".")
-    if path.endswith(".parquet"):
-        table = place.read_table(name)
-        if "key" not in table.column_names:
-            raise InputError(f"{path} has no column key; it has {', '.join(table.column_names)}")
-        return pa.table({"key": table.column("key").cast(pa.string())})
-    return pa.table({"key": pa.array(read_lines(path), pa.string())})
 
 
 def drop_exact(selection: Selection, config: SubsetConfig) -> None:
