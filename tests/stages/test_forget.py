@@ -169,7 +169,7 @@ def test_all_may_be_forgotten(dataset, config):
         ({}, ConfigError, "--keys FILE, or --where SQL"),
         ({"keys": "a.txt", "where": "taste > 1"}, ConfigError, "--keys FILE, or --where SQL"),
         ({"keys": "/nowhere/a.txt"}, InputError, "a.txt"),
-        ({"where": "tast > 1"}, ConfigError, "did you mean taste"),
+        ({"where": "taste2 > 1"}, ConfigError, "did you mean taste"),
     ],
 )
 def test_a_takedown_that_does_not_say_which_is_refused(tmp_path, settings, error, message):
