@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from laionkit.core.schemas import Reason
+from laionkit.core.reasons import Reason
 from laionkit.ops import jpeg
 from laionkit.ops.color import array_to_srgb, to_rgb
 

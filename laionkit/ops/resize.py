@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from laionkit.core.schemas import Reason
+from laionkit.core.reasons import Reason
 from laionkit.ops.images import PictureError, Size
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]

@@ -4,7 +4,7 @@ import functools
 import ipaddress
 from urllib.parse import urlsplit, urlunsplit
 
-from laionkit.core.schemas import Reason
+from laionkit.core.reasons import Reason
 
 MAX_URL_CHARS = 8192
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from laionkit.ops.blur import blur_boxes
 from laionkit.ops.hashes import hamming, phash
 from laionkit.ops.images import decode
 from laionkit.stages.fetch import FetchConfig, fetch
-from laionkit.stages.fetch.picture import Recipe
 from tests.fault_server import FaultServer
 from tests.stages.shards import picture
 from tests.stages.test_fetch import make_dataset, rows_of
@@ -190,17 +188,3 @@ def test_shards_are_read_by_webdataset_datasets_and_torch_trainers(tmp_path, ser
     )
     assert len(loaded) == 6
     assert loaded[0]["txt"] == "caption 0"
-
-
-def test_a_decoder_that_hangs_costs_its_own_picture_alone(tmp_path, server, monkeypatch):
-    make = Recipe.make
-
-    def hangs(self, data, expected, boxes):
-        if data == PICTURES["2.jpg"]:
-            time.sleep(5)
-        return make(self, data, expected, boxes)
-
-    monkeypatch.setattr(Recipe, "make", hangs)
-    names = [f"{i}.jpg" for i in range(6)]
-    _, rows = run(tmp_path, server, names, decode_timeout_s=1.5)
-    assert [row["reason"] for row in rows] == [None, None, "decode_timeout", None, None, None]

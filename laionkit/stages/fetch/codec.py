@@ -1,6 +1,6 @@
-"""Threads that decode and encode beside the event loop.
+"""Threads that read files and feed decoders beside the event loop.
 
-libjpeg-turbo, OpenCV and hashlib let go of the interpreter while they work. Finished work wakes
+They wait for disks and for the decoders' processes, not for the interpreter. Finished work wakes
 the loop once for many results, since a wake-up costs more than it tells.
 """
 
@@ -27,15 +27,10 @@ class CodecThreads:
         self._is_closed = False
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        for _ in range(threads):
-            self.add_thread()
-
-    def add_thread(self) -> None:
-        """Add a thread: in the place of one that hangs in a decoder and cannot be stopped."""
-        name = f"codec-{len(self._threads)}"
-        thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        for number in range(threads):
+            name = f"codec-{number}"
+            self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
+            self._threads[-1].start()
 
     def run(self, work: Callable[[], Any]) -> "asyncio.Future[Any]":
         """Run `work` in a thread; await the future for its result."""
@@ -44,10 +39,7 @@ class CodecThreads:
         return future
 
     def close(self) -> None:
-        """Let the threads end after what they are doing, and wait for that a little.
-
-        A thread that is inside a decoder when the interpreter ends would abort the process.
-        """
+        """Let the threads end after what they are doing, and wait for that a little."""
         self._is_closed = True
         for _ in self._threads:
             self._work.put(None)

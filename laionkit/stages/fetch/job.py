@@ -6,8 +6,8 @@ from typing import Any
 
 from laionkit.backends.http.client import Answer
 from laionkit.core.schemas import Reason
+from laionkit.ops.stored_image import Found
 from laionkit.ops.urls import UrlError, checked_url
-from laionkit.stages.fetch.picture import Found
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 # Stands for the host of rows that are files on the user's own disk.

@@ -13,10 +13,10 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.runner import Outcome, Site
 from laionkit.core.worklist import WorkList
+from laionkit.ops.stored_image import Found
 from laionkit.stages.fetch.agent import AGENT_TOKEN
 from laionkit.stages.fetch.config import FetchConfig
 from laionkit.stages.fetch.job import Job, make_job
-from laionkit.stages.fetch.picture import Found
 from laionkit.stages.fetch.retry import RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
 

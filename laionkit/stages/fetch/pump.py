@@ -16,10 +16,11 @@ from laionkit.backends.http.client import Answer, HttpClient
 from laionkit.backends.http.limits import HostQueue
 from laionkit.core.runner import Outcome
 from laionkit.core.schemas import Reason
+from laionkit.ops.stored_image import Found, ImageMaker
 from laionkit.stages.fetch.codec import CodecThreads
+from laionkit.stages.fetch.decoders import Decoders
 from laionkit.stages.fetch.job import FILES, Job, read_file
 from laionkit.stages.fetch.network import NETWORK_REASONS, NetworkWatch
-from laionkit.stages.fetch.picture import Found, Recipe
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 # Failures after which the host itself, not the link, is in doubt.
@@ -53,13 +54,13 @@ class Pump:
     def __init__(
         self,
         limits: PumpLimits,
-        recipe: Recipe,
+        maker: ImageMaker,
         open_client: Callable[[], HttpClient],
         deliver: Callable[[Outcome | BaseException], None],
         note: Callable[[str], None],
     ) -> None:
         """Prepare; nothing runs before `start`."""
-        self.limits, self.recipe, self.deliver, self.note = limits, recipe, deliver, note
+        self.limits, self.maker, self.deliver, self.note = limits, maker, deliver, note
         self._open_client = open_client
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_up = threading.Event()
@@ -117,6 +118,7 @@ class Pump:
         self._hands, self._hands_wanted = 0, self.limits.concurrency
         self.watch = NetworkWatch()
         self.queue: HostQueue[Job] = HostQueue(self.limits.per_host, self.limits.per_host_rate)
+        self.decoders = Decoders(self.maker, self.limits.decode_timeout_s)
         self.codec = CodecThreads(self.limits.codec_threads, self._loop)
         try:
             async with self._open_client() as client:
@@ -124,6 +126,7 @@ class Pump:
                 self._is_up.set()
                 await self._until_stopped()
         finally:
+            self.decoders.close()
             self.codec.close()
 
     async def _until_stopped(self) -> None:
@@ -239,17 +242,11 @@ class Pump:
 
     async def _make(self, job: Job, body: bytes) -> None:
         def work() -> Found:
-            found = self.recipe.make(body, job.expected, job.boxes)
+            found = self.decoders.make(body, job.expected, job.boxes)
             job.shard.keep_image(job.index, found)
             return found
 
-        try:
-            async with asyncio.timeout(self.limits.decode_timeout_s):
-                found: Found = await self.codec.run(work)
-        except TimeoutError:
-            self.codec.add_thread()
-            said = f"not decoded in {self.limits.decode_timeout_s:g} s"
-            found = Found(Reason.DECODE_TIMEOUT, said, bytes_in=len(body))
+        found: Found = await self.codec.run(work)
         self._finish(job, found)
 
     def _finish(self, job: Job, found: Found) -> None:

@@ -26,7 +26,7 @@ from laionkit.core.schemas import (
     Status,
 )
 from laionkit.core.shards import ShardWriter
-from laionkit.stages.fetch.picture import Found
+from laionkit.ops.stored_image import Found
 
 # Rows turned into Python objects at a time.
 _BATCH_ROWS = 500

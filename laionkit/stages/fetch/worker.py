@@ -18,10 +18,10 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Note
 from laionkit.core.runner import Outcome, Site, samples_done
 from laionkit.core.worklist import WorkList
+from laionkit.ops.stored_image import ImageMaker
 from laionkit.stages.fetch.agent import user_agent
 from laionkit.stages.fetch.config import FetchConfig
 from laionkit.stages.fetch.job import Job, make_job
-from laionkit.stages.fetch.picture import Recipe
 from laionkit.stages.fetch.policy import make_policy
 from laionkit.stages.fetch.pump import Pump, PumpLimits
 from laionkit.stages.fetch.retry import RetryPlan
@@ -42,9 +42,9 @@ class FetchWorker:
         self.work_list = WorkList.open(self.dataset)
         self.under_way: dict[str, ShardUnderWay] = {}
         self.inbox: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-        recipe = Recipe(config, read_blocklist(config.blocklist))
+        maker = image_maker(config)
         self.pump = Pump(
-            pump_limits(config, site), recipe, self._open_client, self.inbox.put, self._note
+            pump_limits(config, site), maker, self._open_client, self.inbox.put, self._note
         )
         self.extra = tuple(
             name
@@ -175,6 +175,24 @@ def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
         network_wait_s=config.network_wait_s,
         decode_timeout_s=config.decode_timeout_s,
         codec_threads=max(1, min(8, cores // site.workers) + 1),
+    )
+
+
+def image_maker(config: FetchConfig) -> ImageMaker:
+    """What a config makes of a body. Raises InputError for a blocklist that is none."""
+    return ImageMaker(
+        config.how,
+        config.limits,
+        config.encode_format,
+        config.encode_quality,
+        config.skip_reencode,
+        config.min_bytes,
+        config.extract_exif,
+        config.compute_md5,
+        config.compute_phash,
+        config.verify_hash,
+        config.verify_distance,
+        read_blocklist(config.blocklist),
     )
 
 

@@ -1,4 +1,7 @@
-"""One body to one stored image: hashes, blocklist, decode, filters, blur, resize, encode."""
+"""One body to one stored image: hashes, blocklist, decode, filters, blur, resize, encode.
+
+It runs in processes of its own (backends/isolation.py), so nothing here may load arrow or aiohttp.
+"""
 
 import hashlib
 import json
@@ -7,12 +10,11 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from laionkit.core.schemas import Reason
+from laionkit.core.reasons import Reason
 from laionkit.ops.blur import blur_boxes
 from laionkit.ops.hashes import hamming, phash
-from laionkit.ops.images import Picture, PictureError, decode
-from laionkit.ops.resize import encode, frame, scale
-from laionkit.stages.fetch.config import FetchConfig
+from laionkit.ops.images import Limits, Picture, PictureError, decode
+from laionkit.ops.resize import EncodeFormat, Resize, encode, frame, scale
 
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 MAX_EXIF_CHARS = 65_536
@@ -38,67 +40,90 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that turns a body into an image. Picklable: isolated decoders get it too."""
+class ImageMaker:
+    """Everything that turns a body into an image; the fields are those of FetchConfig.
 
-    config: FetchConfig
+    Instances are functions (body, (expected hash, boxes)) → (columns found, image), as
+    backends/isolation.py runs them.
+    """
+
+    how: Resize = Resize()
+    limits: Limits = Limits()
+    encode_format: EncodeFormat = "jpg"
+    encode_quality: int = 95
+    skip_reencode: bool = False
+    min_bytes: int = 0
+    extract_exif: bool = False
+    compute_md5: bool = False
+    compute_phash: bool = False
+    verify_hash: str = "no"
+    verify_distance: int = 8
     blocked: frozenset[str] = field(default_factory=frozenset)
 
-    def make(self, data: bytes, expected: str | None, boxes: Any) -> Found:
+    def __call__(self, data: bytes, asked: Any) -> tuple[dict[str, Any], bytes | None]:
+        """`make`, in terms that JSON can say."""
+        expected, boxes = asked
+        found = self.make(data, expected, boxes)
+        image, found.image = found.image, None
+        columns = {name: getattr(found, name) for name in Found.__slots__}
+        return {name: value for name, value in columns.items() if value is not None}, image
+
+    def make(self, data: bytes, expected: str | None = None, boxes: Any = None) -> Found:
         """Turn a body into an image, or into the reason why there is none. Never raises."""
         found = Found(bytes_in=len(data))
         try:
             self._make(data, expected, boxes, found)
         except PictureError as error:
             found.reason, found.message, found.image = error.reason, error.detail, None
+        except Exception as error:  # noqa: BLE001 - hostile bytes: whatever they provoke is a row
+            said = f"{type(error).__name__}: {error}"[:300]
+            found.reason, found.message, found.image = Reason.DECODE_FAILED, said, None
         return found
 
     def _make(self, data: bytes, expected: str | None, boxes: Any, found: Found) -> None:
-        config = self.config
         found.sha256 = hashlib.sha256(data).hexdigest()
         md5 = None
-        if config.compute_md5 or config.verify_hash == "md5" or self.blocked:
+        if self.compute_md5 or self.verify_hash == "md5" or self.blocked:
             md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            found.md5 = md5 if config.compute_md5 else None
+            found.md5 = md5 if self.compute_md5 else None
         if found.sha256 in self.blocked or md5 in self.blocked:
             raise PictureError(Reason.CONTENT_BLOCKED, "its hash is in the blocklist")
-        if len(data) < config.min_bytes:
+        if len(data) < self.min_bytes:
             raise PictureError(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
-        if config.verify_hash in ("sha256", "md5"):
-            self._verify(found.sha256 if config.verify_hash == "sha256" else md5, expected)
-        limits, how = config.limits, config.how
-        coarse = how.scaled if how.down == "area" and how.mode != "no" else None
-        picture = decode(data, limits, shrink_to=coarse)
+        if self.verify_hash in ("sha256", "md5"):
+            self._verify(found.sha256 if self.verify_hash == "sha256" else md5, expected)
+        coarse = self.how.scaled if self.how.down == "area" and self.how.mode != "no" else None
+        picture = decode(data, self.limits, shrink_to=coarse)
         size = picture.original_width, picture.original_height
         found.original_width, found.original_height = size
-        if config.compute_phash or config.verify_hash == "phash":
+        if self.compute_phash or self.verify_hash == "phash":
             seen = phash(picture.rgb)
-            found.phash = seen if config.compute_phash else None
-            if config.verify_hash == "phash":
+            found.phash = seen if self.compute_phash else None
+            if self.verify_hash == "phash":
                 self._verify_near(seen, expected)
-        if config.extract_exif:
+        if self.extract_exif:
             found.exif = exif_json(picture.exif)
         found.image, (found.width, found.height) = self._image(data, picture, boxes)
 
     def _verify(self, seen: str | None, expected: str | None) -> None:
-        if expected and seen != expected.strip().lower():
-            raise PictureError(Reason.HASH_MISMATCH, f"{self.config.verify_hash} is {seen}")
+        if expected and seen != str(expected).strip().lower():
+            raise PictureError(Reason.HASH_MISMATCH, f"{self.verify_hash} is {seen}")
 
     def _verify_near(self, seen: str, expected: str | None) -> None:
-        if expected and (bits := hamming(seen, expected)) > self.config.verify_distance:
+        if expected and (bits := hamming(seen, expected)) > self.verify_distance:
             raise PictureError(Reason.HASH_MISMATCH, f"phash differs in {bits} of 64 bits")
 
     def _image(self, data: bytes, picture: Picture, boxes: Any) -> tuple[bytes, tuple[int, int]]:
-        config, how = self.config, self.config.how
+        how = self.how
         size = picture.original_width, picture.original_height
-        own = _EXTENSIONS.get(picture.format) == config.encode_format and picture.is_plain
-        if config.skip_reencode and own and not boxes and not how.applies(size):
+        own = _EXTENSIONS.get(picture.format) == self.encode_format and picture.is_plain
+        if self.skip_reencode and own and not boxes and not how.applies(size):
             return data, size
         rgb = scale(picture.rgb, how, size)
         if boxes:
             rgb = blur_boxes(rgb, boxes)
         rgb = frame(rgb, how, size)
-        image = encode(rgb, config.encode_format, config.encode_quality)
+        image = encode(rgb, self.encode_format, self.encode_quality)
         return image, (rgb.shape[1], rgb.shape[0])
 
 
