@@ -1,4 +1,4 @@
-"""Why a sample was lost: the closed list. Apart from the schemas, so that decoders load no arrow."""
+"""Why a sample was lost: the closed list. It loads no arrow, and so decoders need none."""
 
 from enum import StrEnum
 

@@ -47,8 +47,8 @@ class ImageMaker:
     backends/isolation.py runs them.
     """
 
-    how: Resize = Resize()
-    limits: Limits = Limits()
+    how: Resize = field(default_factory=Resize)
+    limits: Limits = field(default_factory=Limits)
     encode_format: EncodeFormat = "jpg"
     encode_quality: int = 95
     skip_reencode: bool = False

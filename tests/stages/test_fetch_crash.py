@@ -136,8 +136,8 @@ def test_no_process_is_left_behind():
 
 def test_hostile_bytes_only_ever_give_a_row():
     maker = ImageMaker()
-    header = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, -5, 0, 1, 24, 0, 0, 0, 0, 0, 0)
-    for data in (header, b"II*\0" + b"\xff" * 40, b"GIF89a" + b"\xff" * 30):
+    info = struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, -5, 0, 1, 24, 0, 0, 0, 0, 0, 0)
+    for data in (b"BM" + info, b"II*\0" + b"\xff" * 40, b"GIF89a" + b"\xff" * 30):
         found = maker.make(data)
         assert found.reason is not None
         assert found.image is None
