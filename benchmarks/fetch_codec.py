@@ -41,13 +41,13 @@ def main() -> None:
     import numpy as np
 
     from benchmarks.fetch_server import photographs
-    from laionkit.stages.fetch.config import FetchConfig
-    from laionkit.stages.fetch.picture import Recipe
+    from laionkit.ops.resize import Resize
+    from laionkit.ops.stored_image import ImageMaker
 
-    recipe = Recipe(FetchConfig(resize_mode="keep_ratio"))
+    maker = ImageMaker(Resize("keep_ratio"))
 
     def ours(data: bytes) -> object:
-        return recipe.make(data, None, None)
+        return maker.make(data)
 
     def peer(data: bytes) -> object:
         hashlib.sha256(data).hexdigest()
