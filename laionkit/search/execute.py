@@ -3,76 +3,117 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import Bitmap, FlatStore, Neighbours, merge
-from laionkit.search import bits
-from laionkit.search.planner import FREE, Step, choose_lists, probe_cost, scan_cost
+from laionkit.backends.knn import FlatStore, Neighbours, merge
+from laionkit.search import planner
+from laionkit.search.keep import Keep
+from laionkit.search.planner import Step
+from laionkit.search.reach import first_lists, first_rows, promising_lists, reranked
 from laionkit.search.segment import AnySegment, Segment
-
-RERANK = 4  # rows re-ranked per hit: 8-bit codes move a row by a few places
 
 
 def search_segment(
-    segment: AnySegment, query_D: NDArray[np.float32], k: int, keep: Bitmap | None, exact: bool
+    segment: AnySegment, query_D: NDArray[np.float32], k: int, keep: Keep | None, exact: bool
 ) -> tuple[Neighbours, Step]:
-    """The k nearest rows of one segment, under a filter's bitmap, and how they were found."""
-    matches = segment.count if keep is None else bits.count(keep)
+    """The k nearest rows of one segment, under a filter, and how they were found."""
+    matches = segment.count if keep is None else keep.count
     name = segment.info.name
     if not matches:
         return merge([], k), Step(name, "empty", 0, 0)
     k = min(k, matches)
     if not isinstance(segment, Segment):
-        found = segment.vectors.search(query_D, k, keep)
+        found = segment.vectors.search(query_D, k, None if keep is None else keep.bitmap)
         return found, Step(name, "scan", matches, matches, exact=segment.vectors.exact)
-    wanted = None if exact or segment.lists is None else plan_probe(segment, k, matches)
-    if segment.lists is None or wanted is None:
-        found = _scan(segment.vectors, query_D, k, keep, matches, segment.info.drift)
+    if exact or segment.lists is None or not worth_probing(segment, k, matches):
+        found = _scan(segment, query_D, k, keep, matches)
         return found, Step(name, "scan", matches, matches)
-    lists, held = choose_lists(segment.lists, query_D, keep, wanted)
-    rough = segment.lists.search(query_D, min(_reranked(k), held), lists, keep)
-    found = Neighbours(segment.vectors.cosines(query_D, rough.rows), rough.rows).top(k)
-    probed, there = len(lists), len(segment.lists.starts) - 1
-    return found, Step(name, "probe", matches, held, probed, there, exact=False)
+    return _probe(segment, query_D, k, keep, matches)
 
 
-def plan_probe(segment: Segment, k: int, matches: int) -> int | None:
-    """How many matching rows to score by probing lists; None where a scan is as good.
-
-    A scan is taken where it costs next to nothing or no more than the probe that reaches the
-    recall aimed at.
-    """
-    rows = segment.count
-    wanted = max(_reranked(k), round(segment.info.shares.share(matches / rows, k) * matches))
-    scan = scan_cost(rows, matches)
-    if scan <= FREE or wanted >= matches:
-        return None
-    probe = probe_cost(rows, matches, wanted, segment.info.lists, _reranked(k))
-    return None if scan <= probe else wanted
+def worth_probing(segment: Segment, k: int, matches: int) -> bool:
+    """Whether a probe that reaches the recall aimed at should take less time than a scan."""
+    info, dim = segment.info, segment.vectors.dim
+    if not info.reach.learnt_from:  # lists of before there was a reach
+        return False
+    first = first_rows(matches, k)
+    scored = max(first, round(info.reach.scored_of(matches / info.rows, k) * matches))
+    if scored >= matches:
+        return False
+    probe = planner.probe_ms(info.rows, matches, scored, info.lists, dim)
+    return probe < planner.scan_ms(info.rows, matches, dim)
 
 
-def _reranked(k: int) -> int:
-    return RERANK * k + 24
+def _probe(
+    segment: Segment, query_D: NDArray[np.float32], k: int, keep: Keep | None, matches: int
+) -> tuple[Neighbours, Step]:
+    """The k nearest rows of the lists that should hold them."""
+    store = segment.lists
+    assert store is not None
+    near, spread, reach = store.near(query_D), store.spread_L, segment.info.reach
+    counts = np.diff(store.starts if keep is None else keep.offsets(store.starts))
+    lists = first_lists(near, spread, counts, first_rows(matches, k), reach)
+    found = _score(segment, query_D, near, lists, k, keep, counts)
+    least = float(np.partition(found.scores, -k)[-k])
+    share = matches / segment.count
+    more = promising_lists(least, near, spread, counts, share, reach)
+    fresh = np.ones(len(near), bool)
+    fresh[lists] = False
+    more = more[fresh[more]]
+    if len(more):
+        found = merge([found, _score(segment, query_D, near, more, k, keep, counts)], reranked(k))
+    best = segment.vectors.search_rows(query_D, min(k + 8 + k // 16, len(found.rows)), found.rows)
+    cosines = segment.vectors.cosines(query_D, best.rows)
+    probed = len(lists) + len(more)
+    scored = int(counts[lists].sum() + counts[more].sum())
+    step = Step(segment.info.name, "probe", matches, scored, probed, len(near), exact=False)
+    return Neighbours(cosines, best.rows).top(k), step
+
+
+def _score(
+    segment: Segment,
+    query_D: NDArray[np.float32],
+    near_L: NDArray[np.float32],
+    lists: NDArray[np.int64],
+    k: int,
+    keep: Keep | None,
+    counts_L: NDArray[np.int64],
+) -> Neighbours:
+    """The best rows of some lists: by their codes, or by their vectors where few are kept."""
+    store = segment.lists
+    assert store is not None
+    held = int(counts_L[lists].sum())
+    depth, lists = min(reranked(k), held), np.sort(lists)
+    if keep is not None:
+        passed = int((store.starts[lists + 1] - store.starts[lists]).sum())
+        if held < planner.SPARSE * passed:
+            rows = keep.rows_of_lists(store.starts, lists)
+            return segment.vectors.search_rows(query_D, depth, rows)
+    return store.search(query_D, depth, lists, near_L, None if keep is None else keep.bitmap)
 
 
 def _scan(
-    vectors: FlatStore,
-    query_D: NDArray[np.float32],
-    k: int,
-    keep: Bitmap | None,
-    matches: int,
-    drift: float,
+    segment: Segment, query_D: NDArray[np.float32], k: int, keep: Keep | None, matches: int
 ) -> Neighbours:
     """The k rows of the greatest cosines, proven.
 
     The scan ranks by inner product and a row's length strays from 1 by up to `drift`, so a few
     rows more are re-ranked, until no row beyond them can reach the k-th cosine.
     """
-    fetch = k + 16 + k // 16
+    vectors, drift, fetch = segment.vectors, segment.info.drift, k + 16 + k // 16
     while True:
         fetch = min(fetch, matches)
-        rough = vectors.search(query_D, fetch, keep)
+        rough = _rough(vectors, query_D, fetch, keep, matches)
         found = Neighbours(vectors.cosines(query_D, rough.rows), rough.rows).top(k)
         last = float(rough.scores[-1])
         reach = last / (1 - drift) if last > 0 else last / (1 + drift)
         if fetch == matches or reach < found.scores[-1]:
             return found
         fetch *= 2
+
+
+def _rough(
+    vectors: FlatStore, query_D: NDArray[np.float32], fetch: int, keep: Keep | None, matches: int
+) -> Neighbours:
+    """The best rows by inner product, none missed."""
+    if keep is not None and matches < planner.SPARSE * vectors.rows:
+        return vectors.search_rows(query_D, fetch, keep.rows)
+    return vectors.search(query_D, fetch, None if keep is None else keep.bitmap)

@@ -11,14 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from laionkit.core.files import Folder
 from laionkit.search.build import Shape, default_lists
-from laionkit.search.execute import RERANK
 from laionkit.search.layout import EVALUATION, ROWS, Pointer, segment_file
-from laionkit.search.planner import FREE, probe_cost, scan_cost
-from laionkit.search.tuning import TARGET, Shares
+from laionkit.search.planner import probe_ms, scan_ms
+from laionkit.search.reach import K, Reach
 
-K = 10
-_FREE_MS = 3.0  # what FREE rows take at _DIM dimensions
-_DIM = 512
 _EXACT = (1.0, "is exact")
 _ROW_BYTES = 120  # key, caption, url, shard and row of LAION's rows, on average
 
@@ -58,13 +54,13 @@ class Explanation(BaseModel):
 
 
 def explain_options(
-    rows: int, dim: int, shape: Shape, shares: Shares, measured: Sequence[dict[str, Any]]
+    rows: int, dim: int, shape: Shape, reach: Reach, measured: Sequence[dict[str, Any]]
 ) -> tuple[Option, ...]:
     """The layout chosen for `rows` vectors of `dim`, then the others."""
     found = _worst(measured)
     options = []
     for lists in dict.fromkeys([shape.lists, 0, shape.lists or min(rows, default_lists(rows))]):
-        known = (round(TARGET - 0.01, 4), "is what probes are tuned for") if lists else _EXACT
+        known = (shape.recall, "is what probes are tuned for") if lists else _EXACT
         if lists and lists == shape.lists and found is not None:
             known = (found, "as measured under the worst filter")
         options.append(
@@ -74,7 +70,7 @@ def explain_options(
                 chosen=lists == shape.lists,
                 vector_bytes=2 * dim * rows,
                 code_bytes=(dim + 8) * rows if lists else 0,
-                milliseconds=round(_milliseconds(rows, dim, lists, shares), 2),
+                milliseconds=round(_milliseconds(rows, dim, lists, reach), 2),
                 recall=known[0],
                 recall_is=known[1],
                 build_mib=shape.memory_mib,
@@ -83,14 +79,11 @@ def explain_options(
     return tuple(options)
 
 
-def _milliseconds(rows: int, dim: int, lists: int, shares: Shares) -> float:
+def _milliseconds(rows: int, dim: int, lists: int, reach: Reach) -> float:
     """What the planner's costs say that a query takes."""
-    cost = scan_cost(rows, rows)
-    if lists and cost > FREE:
-        reranked = RERANK * K + 24
-        wanted = max(reranked, round(shares.share(1.0, K) * rows))
-        cost = min(cost, probe_cost(rows, rows, wanted, lists, reranked))
-    return cost * (_FREE_MS / FREE) * dim / _DIM
+    scan = scan_ms(rows, rows, dim)
+    scored = round(reach.scored_of(1.0, K) * rows)
+    return min(scan, probe_ms(rows, rows, scored, lists, dim)) if lists else scan
 
 
 def _worst(measured: Sequence[dict[str, Any]]) -> float | None:

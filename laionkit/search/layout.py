@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
-from laionkit.search.tuning import Shares
+from laionkit.search.reach import Reach
 
 POINTER = "segments.json"
 SEGMENTS = "segments"
@@ -33,7 +33,7 @@ class SegmentInfo(BaseModel):
     """One segment: its name, rows, lists (0 where it is scanned whole) and what it is made of.
 
     `drift` is by how much a row's length strays from 1 at most. `dead` rows, whose bits are set
-    in `dead_file`, are never shown again. `shares` is what a probe of the lists goes by. `shards`
+    in `dead_file`, are never shown again. `reach` is what a probe of the lists goes by. `shards`
     maps each shard of embeddings in the segment to that shard's content.
     """
 
@@ -46,7 +46,7 @@ class SegmentInfo(BaseModel):
     drift: float = 0.0
     dead: int = 0
     dead_file: str = ""
-    shares: Shares = Shares()
+    reach: Reach = Reach()
     shards: dict[str, str] = {}
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from laionkit.backends.knn import Bitmap, FlatStore, Neighbours, merge
+from laionkit.backends.knn import FlatStore, Neighbours, merge
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
@@ -22,6 +22,7 @@ from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import Filters
 from laionkit.search.hits import Hits, make_hits
+from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Plan
 from laionkit.search.queries import Encoder, Image, check_vector, read_vector
@@ -56,7 +57,7 @@ class Searcher:
         self.segments, self.dim, self.facts = opened.segments, opened.dim, opened.facts
         self.count = sum(segment.count - segment.info.dead for segment in self.segments)
         self._alive = [
-            None if segment.dead is None else bits.alive(segment.dead, segment.count)
+            None if segment.dead is None else Keep(bits.alive(segment.dead, segment.count))
             for segment in self.segments
         ]
         self._encoder = Encoder(opened.facts, device, allow_private)
@@ -115,11 +116,11 @@ class Searcher:
         self,
         query_D: NDArray[np.float32],
         k: int,
-        keeps: Sequence[Bitmap | None] | None = None,
+        keeps: Sequence[Keep | None] | None = None,
         *,
         exact: bool = False,
     ) -> tuple[Neighbours, Plan]:
-        """The k nearest rows to a unit vector, under one bitmap a segment, and how they came."""
+        """The k nearest rows to a unit vector, under one filter a segment, and how they came."""
         parts, steps = [], []
         for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
             found, step = search_segment(segment, query_D, k, keep, exact)
@@ -193,7 +194,7 @@ class Searcher:
         """The unit vector of a key's row. Raises InputError where there is none."""
         for segment, living in zip(self.segments, self._alive, strict=True):
             row = pc.index(segment.rows.keys(), key).as_py()
-            if row >= 0 and (living is None or living[row // 8] >> row % 8 & 1):
+            if row >= 0 and (living is None or living.bitmap[row // 8] >> row % 8 & 1):
                 if not isinstance(segment.vectors, FlatStore):
                     break
                 return check_vector(segment.vectors.take(np.array([row]))[0], self.dim)
@@ -215,7 +216,7 @@ class Searcher:
         query_D: NDArray[np.float32],
         wanted: int,
         depth: int,
-        keeps: list[Bitmap | None],
+        keeps: Sequence[Keep | None],
         limit: float | None,
         exact: bool,
     ) -> tuple[Neighbours, Plan]:
@@ -252,8 +253,8 @@ class Searcher:
         back[np.concatenate(places)] = np.arange(len(rows))
         return pa.concat_tables(parts).take(back)
 
-    def _keeps(self, where: str | None, asked: Sequence[str]) -> list[Bitmap | None]:
-        """One bitmap a segment: rows alive that a filter keeps, less the keys asked with."""
+    def _keeps(self, where: str | None, asked: Sequence[str]) -> list[Keep | None]:
+        """One filter a segment: rows alive that a filter keeps, less the keys asked with."""
         keeps = list(self._alive)
         if where is not None:
             if isinstance(self.segments[0], ForeignSegment):
@@ -261,12 +262,11 @@ class Searcher:
                     f"{self.dataset} is an index folder of another's making, without columns to "
                     "filter by: bring its embeddings into a dataset with laionkit adopt"
                 )
-            found = self._filters.bitmaps(where, self.segments)
-            keeps = [_both(a, b) for a, b in zip(found, keeps, strict=True)]
+            keeps = list(self._filters.keeps(where, self.segments))
         if asked:
             some = pa.array(asked, pa.string())
             others = [
-                bits.from_mask(~pc.is_in(segment.rows.keys(), value_set=some).to_numpy())
+                Keep(bits.from_mask(~pc.is_in(segment.rows.keys(), value_set=some).to_numpy()))
                 for segment in self.segments
             ]
             keeps = [_both(a, b) for a, b in zip(others, keeps, strict=True)]
@@ -290,7 +290,7 @@ def check_depth(
     return k * ((page or 1) - 1)
 
 
-def _both(left: Bitmap, right: Bitmap | None) -> Bitmap:
+def _both(left: Keep, right: Keep | None) -> Keep:
     return left if right is None else left & right
 
 

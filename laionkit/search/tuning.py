@@ -1,135 +1,198 @@
-"""How much of an index a probe must score: learnt at build from held-out queries.
+"""Learn at build, from held-out queries, how far a probe must reach (see reach.py).
 
-The nearest lists are probed until they hold a *share* of the rows that match a filter. The share
-that reaches the target recall is measured, for several selectivities, and under filters that are
+Lists are probed until those left should hold no more than a small share of the hits. What is small
+enough for the target recall is measured, for several selectivities, and under filters that are
 independent of the query's score, correlated with it and anti-correlated: the worst one counts.
 
-Truth is exact over a random sample of rows. Its best rows stand for the best of all rows: with a
-sample of one row in r, the sample's nearest row is about the r-th nearest of all.
+Truth is exact over a random sample of rows. Its best rows stand for the best of all rows.
+
+Shapes: Q queries, S sampled rows, L lists, D dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-SELECTIVITIES = (1.0, 0.5, 0.1, 0.01, 0.001)
+from laionkit.backends.knn import spreads
+from laionkit.search.reach import (
+    CAUTIOUS,
+    SELECTIVITIES,
+    K,
+    Reach,
+    expected_shares,
+    first_lists,
+    first_rows,
+)
+
 CORRELATIONS = (0.0, 0.7, -0.7)
-DEPTHS = (10, 1000)
-TARGET = 0.96  # of the lists alone: the recall promised is 0.95, and 8-bit codes cost a little
-SAMPLE_ROWS = 32_768
+CELLS = tuple((s, c) for s in SELECTIVITIES for c in (CORRELATIONS if s < 1 else (0.0,)))
+MARGIN = 0.01  # of the lists alone: 8-bit codes cost a little, and other queries are other queries
+SAMPLE_ROWS = 200_000
+QUERIES = 300
+LEARNT_ROWS = 32_768  # rows that are learnt from at a time
 _CUT_ROWS = 100_000
-QUERIES = 150
-
-# What an index goes by that has no captions' vectors to learn from: chosen from text queries on
-# generated vectors with about CLIP's modality gap (benchmarks/search.py makes such), with room.
-CAUTIOUS = (0.2, 0.4, 0.55, 0.8, 0.9)
+_TOP = 64
 
 
-class Shares(BaseModel):
-    """The share of matching rows to score: one a selectivity, for ten hits.
+@dataclass
+class Held:
+    """What a query saw under one filter: matches of each list, the best rows and their lists."""
 
-    `thousand` is the share for a thousand hits where nothing is filtered.
-    """
+    matches_L: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    lists: NDArray[np.int64]
 
-    model_config = ConfigDict(frozen=True)
-
-    learnt_from: str = "nothing"
-    selectivities: tuple[float, ...] = SELECTIVITIES
-    ten: tuple[float, ...] = CAUTIOUS
-    thousand: float = 0.3
-
-    def share(self, selectivity: float, k: int) -> float:
-        """The share for a filter that keeps `selectivity` of the rows, and k hits.
-
-        Between the points measured it is interpolated over the logarithms of both.
-        """
-        at = np.log(np.clip(selectivity, self.selectivities[-1], 1.0))
-        known = np.log(np.array(self.selectivities[::-1]))
-        ten = float(np.interp(at, known, self.ten[::-1]))
-        deeper = max(1.0, self.thousand / self.ten[0]) - 1
-        depth = float(np.clip(np.log10(max(k, 1) / DEPTHS[0]) / 2, 0, 2))
-        return min(1.0, ten * (1 + depth * deeper))
+    def add(self, scores: NDArray[np.float32], lists: NDArray[np.int32]) -> None:
+        """See more matching rows."""
+        self.matches_L += np.bincount(lists, minlength=len(self.matches_L))
+        if len(scores) > _TOP:
+            best = np.argpartition(-scores, _TOP)[:_TOP]
+            scores, lists = scores[best], lists[best]
+        scores = np.concatenate([self.scores, scores])
+        order = np.argsort(-scores)[:_TOP]
+        self.scores = scores[order]
+        self.lists = np.concatenate([self.lists, lists.astype(np.int64)])[order]
 
 
-def learn_shares(
+Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
+
+
+def learn_reach(
     queries_QD: NDArray[np.float32],
-    sample_SD: NDArray[np.float32],
-    list_of_S: NDArray[np.int32],
-    centroids_LD: NDArray[np.float32],
-    rows: int,
+    own_Q: NDArray[np.int64],
+    blocks: Iterable[Block],
+    means_LD: NDArray[np.float32],
+    part: float,
     source: str,
+    recall: float = 0.95,
     seed: int = 0,
-) -> Shares:
-    """Measure the shares on held-out queries and a random sample of `rows` rows.
+) -> Reach:
+    """Learn from held-out queries and a random sample that is a `part` of the rows.
 
-    `source` says what the queries are: ``texts`` or ``images``. Image queries lie among the
-    vectors, where text queries do not: what they teach is not trusted below CAUTIOUS.
+    `blocks` are rows, their vectors and their lists, the first of them drawn from everywhere;
+    `own_Q` is the row that a query is (-1: none), which is no hit of its own. `source` says what
+    the queries are: ``texts`` or ``images``.
     """
-    scores_QS = queries_QD @ sample_SD.T
-    rank_QL = _ranks(queries_QD @ centroids_LD.T)
+    near_QL = queries_QD @ means_LD.T
+    spread_L = spreads(means_LD)
+    stream = iter(blocks)
+    first = next(stream)
+    scores = queries_QD @ first[1].T
+    tail_at, tail = _tail((scores - near_QL[:, first[2]]) / spread_L[first[2]])
+    reach = Reach(learnt_from=f"{len(queries_QD)} {source}", target=recall,
+                  tail_at=tail_at, tail=tail)  # fmt: skip
+    seen = _see(queries_QD, own_Q, _again(first, stream), scores, len(means_LD), seed)
+    sure, scored = [], []
+    for selectivity in SELECTIVITIES:
+        looks = [
+            [_look(held, near_QL[q], spread_L, part, reach)
+             for q, held in enumerate(seen[cell]) if len(held.lists)]
+            for cell in CELLS if cell[0] == selectivity
+        ]  # fmt: skip
+        at = max(_least_sure(look, recall + MARGIN) for look in looks)
+        if source == "images":
+            at = max(at, CAUTIOUS[SELECTIVITIES.index(selectivity)])
+        sure.append(at)
+        scored.append(round(max(_median_scored(look, at) for look in looks), 4))
+    return reach.model_copy(update={"sure": tuple(sure), "scored": tuple(scored)})
+
+
+def _again(first: Block, stream: Iterator[Block]) -> Iterator[Block]:
+    yield first
+    yield from stream
+
+
+def _tail(distances: NDArray[np.floating]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The share of rows beyond each of some distances; beyond the last there are none."""
+    shares = np.concatenate([[0.5], np.geomspace(0.3, 4 / distances.size, 40)])
+    at = np.quantile(distances, 1 - shares)
+    end = at[-1] + (at[-1] - at[0]) / 4
+    points = [*(round(float(x), 6) for x in at), round(float(end), 6)]
+    return tuple(points), (*(float(f"{p:.4g}") for p in shares), 0.0)
+
+
+def _see(
+    queries_QD: NDArray[np.float32],
+    own_Q: NDArray[np.int64],
+    blocks: Iterator[Block],
+    sample_QS: NDArray[np.float32],
+    lists: int,
+    seed: int,
+) -> dict[tuple[float, float], list[Held]]:
+    """What each query sees under each filter. `sample_QS`, scores of some rows, set the cuts."""
     rng = np.random.default_rng(seed)
-    near, far = (_top(depth, rows, len(sample_SD)) for depth in DEPTHS)
-    ten = tuple(
-        max(
-            _share(scores_QS, rank_QL, list_of_S, near, selectivity, correlation, rng)
-            for correlation in (CORRELATIONS if selectivity < 1 else (0.0,))
-        )
-        for selectivity in SELECTIVITIES
-    )
-    thousand = _share(scores_QS, rank_QL, list_of_S, far, 1.0, 0.0, rng)
-    if source == "images":
-        ten = tuple(max(pair) for pair in zip(ten, CAUTIOUS, strict=True))
-    return Shares(learnt_from=f"{len(queries_QD)} {source}", ten=ten, thousand=thousand)
+    nothing = np.empty(0, np.float32), np.empty(0, np.int64)
+    seen = {c: [Held(np.zeros(lists, np.int64), *nothing) for _ in queries_QD] for c in CELLS}
+    mean, deviation = sample_QS.mean(1), sample_QS.std(1)
+    drawn = rng.standard_normal(sample_QS.shape, np.float32)
+    units = (sample_QS - mean[:, None]) / deviation[:, None]
+    cuts = {(s, c): np.quantile(_column(units, drawn, c), 1 - s) for s, c in CELLS if s < 1}
+    for rows, vectors, list_of in blocks:
+        for q, scores in enumerate(queries_QD @ vectors.T):
+            others = rows != own_Q[q]
+            unit, noise = (scores - mean[q]) / deviation[q], rng.standard_normal(len(rows))
+            for cell in CELLS:
+                kept = others
+                if cell[0] < 1:
+                    kept = others & (_column(unit, noise, cell[1]) >= cuts[cell])
+                seen[cell][q].add(scores[kept], list_of[kept])
+    return seen
 
 
-def _top(depth: int, rows: int, sample: int) -> int:
-    """How many of the sample's best rows stand for the best `depth` of all rows."""
-    return max(1, round(depth * sample / rows))
+def _column(unit: NDArray[np.float32], noise: NDArray[Any], correlation: float) -> NDArray[Any]:
+    return np.asarray(correlation * unit + np.sqrt(1 - correlation**2) * noise)
 
 
-def _ranks(scores_QL: NDArray[np.float32]) -> NDArray[np.int64]:
-    """In which place each list comes for each query, nearest first."""
-    order = np.argsort(-scores_QL, axis=1)
-    ranks = np.empty_like(order)
-    np.put_along_axis(ranks, order, np.arange(order.shape[1])[None].repeat(len(order), 0), 1)
-    return ranks
+class _Look(NamedTuple):
+    """For one query and filter: the share sure of before each hit's list, and before each list."""
+
+    needs: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    held: NDArray[np.float64]
+    first: float
 
 
-def _share(
-    scores_QS: NDArray[np.float32],
-    rank_QL: NDArray[np.int64],
-    list_of_S: NDArray[np.int32],
-    top: int,
-    selectivity: float,
-    correlation: float,
-    rng: np.random.Generator,
-) -> float:
-    """The share of matching rows, in nearest lists first, that holds TARGET of the best."""
-    needs = [
-        _needs(scores, ranks[list_of_S], top, selectivity, correlation, rng)
-        for scores, ranks in zip(scores_QS, rank_QL, strict=True)
+def _look(
+    held: Held, near_L: NDArray[np.float32], spread_L: NDArray[np.float32], part: float,
+    reach: Reach,
+) -> _Look:  # fmt: skip
+    """Probe as a search does, with what was seen in place of scoring."""
+    matches = int(held.matches_L.sum())
+    k = min(max(1, round(K * part)), len(held.scores))
+    wanted = round(part * first_rows(round(matches / part), K))
+    first = first_lists(near_L, spread_L, held.matches_L, wanted, reach)
+    inside = np.isin(held.lists, first)
+    met = held.scores[inside]
+    least = float(met[k - 1] if len(met) >= k else held.scores[-1])
+    order, shares = expected_shares(least, near_L, spread_L, held.matches_L, reach)
+    place = np.full(len(near_L), len(order))
+    place[order] = np.arange(len(order))
+    needs = np.append(shares, 1.0)[place[held.lists[:k]]]
+    needs[inside[:k]] = 0.0
+    counts = np.where(np.isin(order, first), 0, held.matches_L[order])
+    share = float(held.matches_L[first].sum()) / matches
+    return _Look(needs, shares, share + np.cumsum(counts) / matches, share)
+
+
+def _least_sure(looks: Sequence[_Look], target: float) -> float:
+    """The least share at which the mean recall, less half its standard error, is the target."""
+    for miss in np.geomspace(0.5, 0.001, 80):
+        recalls = np.array([(look.needs < 1 - miss).mean() for look in looks])
+        if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) / 2 >= target:
+            return round(float(1 - miss), 4)
+    return 0.9999
+
+
+def _median_scored(looks: Sequence[_Look], sure: float) -> float:
+    """The share of matching rows that is scored, at the median."""
+    stops = (int(np.searchsorted(look.shares, sure)) for look in looks)
+    scored = [
+        look.held[stop - 1] if stop else look.first for look, stop in zip(looks, stops, strict=True)
     ]
-    return _reach(needs)
-
-
-def _needs(
-    scores_S: NDArray[np.float32],
-    rank_S: NDArray[np.int64],
-    top: int,
-    selectivity: float,
-    correlation: float,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """The share of matching rows to score until each of the best matching rows is among them."""
-    if selectivity < 1:
-        keep = simulated_filter(scores_S, selectivity, correlation, rng)
-        scores_S, rank_S = scores_S[keep], rank_S[keep]
-    top = min(top, len(scores_S))
-    best = np.argpartition(-scores_S, top - 1)[:top]
-    held = np.cumsum(np.bincount(rank_S))
-    return np.asarray(held[rank_S[best]] / len(scores_S))
+    return float(np.median(scored))
 
 
 def simulated_filter(
@@ -147,13 +210,3 @@ def simulated_filter(
     some = column[:: max(1, len(column) // _CUT_ROWS)]
     wanted = max(1, round(selectivity * len(some)))
     return np.asarray(column >= np.partition(some, len(some) - wanted)[len(some) - wanted])
-
-
-def _reach(needs: Sequence[NDArray[np.float64]]) -> float:
-    """The least share at which the mean recall, less a standard error, is the target."""
-    for share in np.geomspace(0.005, 1.0, 60):
-        recalls = np.array([(need <= share).mean() for need in needs])
-        error = recalls.std() / np.sqrt(len(recalls))
-        if recalls.mean() - error >= TARGET:
-            return round(float(share), 4)
-    return 1.0

@@ -7,7 +7,7 @@ them image.index, image.json and metadata/ as clip-retrieval lays them out.
 import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 class IndexConfig(StageConfig):
     """How a model's embeddings are made searchable."""
+
+    format_version: ClassVar[int] = 2
 
     as_name: str | None = None
     """Short name of the model whose embeddings are indexed; none: the only one there is."""
@@ -94,8 +96,8 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
     from laionkit.search.evaluation import explain
     from laionkit.search.explain import Explanation, explain_options, read_measured, row_bytes
     from laionkit.search.layout import index_folder, read_pointer
+    from laionkit.search.reach import Reach
     from laionkit.search.searcher import Searcher
-    from laionkit.search.tuning import Shares
 
     folder = Folder(dataset)
     model = choose_model(folder, config.as_name)
@@ -104,14 +106,14 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
     place = index_folder(folder, model)
     pointer = read_pointer(place)
     shape, measured = _shape(config, rows, dim), read_measured(place)
-    shares = pointer.segments[0].shares if pointer else Shares()
+    reach = pointer.segments[0].reach if pointer else Reach()
     built: Any = explain(Searcher(dataset, model))["segments"] if pointer else ()
     return Explanation(
         model=model,
         rows=rows,
         dim=dim,
         why=_why(config, rows, dim),
-        options=explain_options(rows, dim, shape, shares, measured),
+        options=explain_options(rows, dim, shape, reach, measured),
         row_bytes=row_bytes(place, pointer, rows),
         segments=tuple(built),
         measured=measured,
@@ -176,7 +178,7 @@ def _commit(
             inputs=built.info.shards,
             counts=counts,
             files={role: FileEntry.of(written) for role, written in built.files.items()},
-            extra={"lists": built.info.lists, "shares": built.info.shares.model_dump(mode="json")},
+            extra={"lists": built.info.lists, "reach": built.info.reach.model_dump(mode="json")},
             effort=config.effort(),
             seconds=round(seconds, 3),
             finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -39,7 +39,9 @@ def test_exact_answers_have_a_recall_of_one_in_every_cell(dataset):
 
 
 def test_a_probe_that_scores_too_little_is_seen(dataset, monkeypatch):
-    monkeypatch.setattr(execute, "plan_probe", lambda segment, k, matches: 40)
+    monkeypatch.setattr(execute, "worth_probing", lambda segment, k, matches: True)
+    monkeypatch.setattr(execute, "first_rows", lambda matches, k: 40)
+    monkeypatch.setattr(execute, "promising_lists", lambda *_: np.empty(0, np.int64))
     texts = Queries.of_texts(queries(40))
     (cell,) = evaluate(Searcher(dataset), {"texts": texts}, selectivities=(1.0,))
     assert cell.recall < 0.9

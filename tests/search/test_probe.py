@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from laionkit.search import execute
+from laionkit.backends.knn import spreads
+from laionkit.search import planner
+from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import Shares, learn_shares, simulated_filter
+from laionkit.search.tuning import learn_reach, simulated_filter
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, add_scores, clustered, cosines, unit
 
@@ -26,7 +28,7 @@ def searcher(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_free_scan(monkeypatch):
     """At this size a scan costs next to nothing: probe all the same."""
-    monkeypatch.setattr(execute, "FREE", 0.0)
+    monkeypatch.setattr(planner, "probe_ms", lambda *_: 0.0)
 
 
 def queries(count: int) -> np.ndarray:
@@ -72,22 +74,40 @@ def test_a_filtered_probe_gives_min_k_matches_from_the_matches(searcher, share):
     assert np.mean(found) >= 0.95
 
 
-def test_shares_grow_as_filters_narrow_and_as_k_grows():
-    shares = Shares()
-    assert shares.share(1, 10) <= shares.share(0.3, 10) <= shares.share(0.01, 10) <= 1
-    assert shares.share(1, 10) <= shares.share(1, 1000) <= 1
-    assert 0 < shares.share(1e-9, 10**6) <= 1
+def test_narrow_filters_and_many_hits_are_expected_to_need_more():
+    reach = Reach()
+    assert reach.sure_of(1) <= reach.sure_of(0.3) <= reach.sure_of(0.01) <= 1
+    assert reach.scored_of(1, 10) <= reach.scored_of(1, 1000) <= 1
+    assert 0 < reach.scored_of(1e-9, 10**6) <= 1
+
+
+def test_lists_are_probed_in_the_order_of_the_share_that_may_be_better():
+    near = np.array([0.1, 0.3, 0.3, 0.2], np.float32)
+    spread = np.array([1.0, 0.5, 1.0, 1.0], np.float32)
+    matches = np.array([1000, 1000, 1000, 0])
+    order, before = expected_shares(0.35, near, spread, matches, Reach())
+    assert order.tolist() == [2, 1]
+    assert before[0] == 0
+    assert 0.5 < before[1] < 1
+
+
+def learn(queries_QD: np.ndarray, own: np.ndarray, source: str) -> Reach:
+    sample = VECTORS.astype(np.float32)
+    lists = np.argmax(sample @ unit(sample[::240]).T, axis=1).astype(np.int32)
+    means = np.stack([sample[lists == number].mean(0) for number in range(50)])
+    rows = np.random.default_rng(5).permutation(ROWS)
+    blocks = [(part, sample[part], lists[part]) for part in np.array_split(rows, 3)]
+    assert (spreads(means) < 1).all()
+    return learn_reach(queries_QD, own, blocks, means, 1.0, source)
 
 
 def test_queries_among_the_vectors_need_less_than_those_far_from_them():
-    rng = np.random.default_rng(0)
-    sample = VECTORS.astype(np.float32)
-    centroids = unit(rng.standard_normal((50, DIM)))
-    lists = np.argmax(sample @ centroids.T, axis=1).astype(np.int32)
-    far = unit(rng.standard_normal((60, DIM)))
-    near = learn_shares(queries(60), sample, lists, centroids, ROWS, "texts")
-    assert near.ten[0] < learn_shares(far, sample, lists, centroids, ROWS, "texts").ten[0]
+    nobody = np.full(60, -1)
+    near = learn(queries(60), nobody, "texts")
+    far = unit(np.random.default_rng(0).standard_normal((60, DIM)))
+    assert near.scored[0] < learn(far, nobody, "texts").scored[0]
     assert near.learnt_from == "60 texts"
+    assert list(near.tail) == sorted(near.tail, reverse=True)
 
 
 @pytest.mark.parametrize("correlation", [-0.7, 0.0, 0.7])

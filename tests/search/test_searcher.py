@@ -146,5 +146,9 @@ def test_plain_faiss_opens_the_index_and_finds_the_same(dataset, searcher, vecto
     paths = [key for part in parts for key in pq.read_table(part)["image_path"].to_pylist()]
     assert plain.ntotal == len(paths) == ROWS
     query = vectors[77].astype(np.float32)
-    _, found = plain.search(query[None], 5)
-    assert [paths[row] for row in found[0]] == searcher.search(vector=query, k=5).key.tolist()
+    scores, found = plain.search(query[None], 5)
+    hits = searcher.search(vector=query, k=8)
+    # 8-bit codes, not re-ranked, may swap rows as near as they tell.
+    assert {paths[row] for row in found[0]} <= set(hits.key)
+    assert paths[found[0][0]] == hits.key[0]
+    assert np.allclose(scores[0], hits.match[:5], atol=5e-3)

@@ -7,7 +7,7 @@ import pytest
 
 from laionkit.backends.heads import load_head
 from laionkit.core.errors import ConfigError, InputError
-from laionkit.search import execute
+from laionkit.search import planner
 from laionkit.search.blend import Wish, blend, parse_boost, parse_wish
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.searcher import Searcher
@@ -120,7 +120,7 @@ def test_pages_do_not_repeat_and_join_to_the_whole(searcher):
 
 def test_pages_of_a_probed_index_never_repeat(tmp_path, monkeypatch):
     """Though it is searched deeper on the way, and though a deeper probe finds other rows."""
-    monkeypatch.setattr(execute, "FREE", 0.0)
+    monkeypatch.setattr(planner, "probe_ms", lambda *_: 0.0)
     add_embeddings(tmp_path, "00000", clustered(6000, DIM, seed=6))
     index(str(tmp_path), IndexConfig(kind="ivf", lists=60))
     searcher, query = Searcher(tmp_path), np.ones(DIM)
