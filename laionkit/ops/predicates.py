@@ -347,4 +347,7 @@ def _problem(error: SqlglotError) -> str:
         return f"not readable as SQL ({' '.join(str(error).split())[:80]})"
     first = details[0]
     near = first.get("highlight") or "the end"
-    return f"{first.get('description', 'not readable as SQL')} (near {near})"
+    what = first.get("description", "not readable as SQL")
+    if what.startswith("Required keyword"):  # it names a class of the parser's
+        what = "something is missing"
+    return f"{what} (near {near})"

@@ -7,9 +7,11 @@ is global: a killed run starts again clean, since nothing counts before its reco
 """
 
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
@@ -24,6 +26,9 @@ from laionkit.stages.metadata.inspection import Inspection, inspect
 from laionkit.stages.metadata.plan import Plan, check_filters
 from laionkit.stages.metadata.reading import Reader, Run, Start
 from laionkit.stages.metadata.scratch import SCRATCH
+
+# What metadata/ holds of ours; anything else there is left alone.
+_OURS = re.compile(r"part-\d{5,}\.parquet|dropped(-\d{5,})?\.parquet")
 
 __all__ = ["Inspection", "MetadataConfig", "inspect", "metadata"]
 
@@ -47,9 +52,10 @@ def metadata(
     started = time.monotonic()
     folder = Folder(dataset)
     records = StageRecords(folder, METADATA)
-    _clear_unfinished(records)
     plan = Plan.make(sources, config)
+    _require_elsewhere(folder, plan)
     check_filters(plan, config)
+    _clear_unfinished(records)
     settled = runner.begin(records, config, auto={"shard_digits": plan.digits_needed(config)})
     made = list(records.all())
     done = [record for record in made if record.inputs == plan.identities]
@@ -77,15 +83,33 @@ def metadata(
     return _report(records, list(records.all()), len(made), started, notes)
 
 
+def _require_elsewhere(folder: Folder, plan: Plan) -> None:
+    """Refuse to read what would be written over."""
+    if not folder.is_local:
+        return
+    home = folder.local_path(METADATA).resolve()
+    for name in plan.identities:
+        if "://" not in name and Path(name).resolve().is_relative_to(home):
+            raise InputError(
+                f"{name} lies where the work list is written: name another DATASET, or move it"
+            )
+
+
 def _clear_unfinished(records: StageRecords) -> None:
-    """Forget a run that was cut off: its records and scratch; a first one's config, too."""
+    """Forget a run that was cut off: its records, files and scratch; a first one's config, too."""
     made = list(records.all())
     lost = unfinished_batches(made)
     for record in lost:
         records.folder.remove(f"{record.shard}.json")
     if len(lost) == len(made):
         records.folder.remove("_stage.json")
+    kept = {e.path for record in made if record not in lost for e in record.files.values()}
+    for name in records.dataset.names(METADATA):
+        if _OURS.fullmatch(name) and f"{METADATA}/{name}" not in kept:
+            records.dataset.remove(f"{METADATA}/{name}")
     if records.dataset.is_local:
+        for half in records.dataset.local_path(METADATA).glob(".*.tmp"):
+            half.unlink(missing_ok=True)
         shutil.rmtree(records.dataset.local_path(SCRATCH), ignore_errors=True)
         home = records.dataset.local_path()
         for empty in (home / METADATA, home / RECORDS / METADATA, home / RECORDS, home):

@@ -214,6 +214,16 @@ def test_what_is_not_there_is_one_line(tmp_path):
         metadata(["x"], str(tmp_path / "d"), runner=Runner(part=(1, 2)))
 
 
+def test_a_source_in_the_place_of_the_work_list_is_refused_untouched(tmp_path):
+    (tmp_path / "d/metadata").mkdir(parents=True)
+    for name in ("part-00000.parquet", "part-0-uuid.parquet"):
+        source = write(tmp_path, "parquet").rename(tmp_path / "d/metadata" / name)
+        before = source.read_bytes()
+        with pytest.raises(InputError, match="lies where the work list is written"):
+            make(source, tmp_path / "d")
+        assert source.read_bytes() == before
+
+
 def test_columns_can_be_named(tmp_path):
     source = write(tmp_path, "jsonl", [{"where": "http://a.example/1", "t1": "a", "t2": "b"}])
     make(source, tmp_path / "d", url_column="where", caption_column="t2")
