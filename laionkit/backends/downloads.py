@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laionkit.backends.sources import RangeFile, Source, SourceFile, find_sources
+from laionkit.backends.range_files import (
+    REMOTE_ERRORS,
+    RangeFile,
+    give_up_or_say,
+    open_stream,
+    tries,
+)
+from laionkit.backends.sources import Source, SourceFile, find_sources
 from laionkit.core.errors import InputError
 
 CHUNK_BYTES = 8 << 20
@@ -36,7 +43,8 @@ def keep_file(source: SourceFile, folder: Path) -> SourceFile:
     target = folder / _name(source)
     done = target.with_name(target.name + ".source.json")
     said = {"name": source.name, "identity": source.identity}
-    if not (target.exists() and _read_json(done) == said and target.stat().st_size == source.size):
+    whole = target.exists() and source.size in (-1, target.stat().st_size)
+    if not (whole and _read_json(done) == said):
         _download(source, target, said)
         done.write_text(json.dumps(said))
     (local,) = find_sources([str(target)])
@@ -50,21 +58,44 @@ def _download(source: SourceFile, target: Path, said: dict[str, str]) -> None:
     if _read_json(state) != said:
         part.unlink(missing_ok=True)
         state.write_text(json.dumps(said))
-    start = part.stat().st_size if part.exists() else 0
-    remote = RangeFile(source.fs, source.path, source.size, source.name)
-    remote.seek(start)
-    with part.open("ab") as file:
-        while block := remote.read(CHUNK_BYTES):
-            file.write(block)
-            logger.info("%s: %.1f of %.1f MB", source.name, file.tell() / 1e6, source.size / 1e6)
+    if source.has_ranges and source.size >= 0:
+        _resume(source, part)
+    else:
+        _stream(source, part)
     _verify(source, part)
     part.replace(target)
     state.unlink()
 
 
+def _resume(source: SourceFile, part: Path) -> None:
+    """Add to a part what it lacks, range by range."""
+    start = part.stat().st_size if part.exists() else 0
+    remote = RangeFile(source.fs, source.path, source.size, source.name, source.etag)
+    remote.seek(start)
+    with part.open("ab") as file:
+        while block := remote.read(CHUNK_BYTES):
+            file.write(block)
+            logger.info("%s: %.1f of %.1f MB", source.name, file.tell() / 1e6, source.size / 1e6)
+
+
+def _stream(source: SourceFile, part: Path) -> None:
+    """Take a file whole from a server that sends no ranges; a cut begins it anew."""
+    why = ""
+    for _ in tries():
+        try:
+            with open_stream(source.fs, source.path) as remote, part.open("wb") as file:
+                while block := remote.read(CHUNK_BYTES):
+                    file.write(block)
+                    logger.info("%s: %.1f MB", source.name, file.tell() / 1e6)
+                return
+        except REMOTE_ERRORS as error:
+            why = give_up_or_say(error, source.name)
+    raise InputError(f"{source.name} cannot be read: {why}")
+
+
 def _verify(source: SourceFile, part: Path) -> None:
     size = part.stat().st_size
-    if size != source.size:
+    if source.size not in (-1, size):
         part.unlink()
         raise InputError(f"{source.name}: {size} bytes came, not {source.size}; run again")
     wanted = source.checksum

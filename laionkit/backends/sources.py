@@ -4,22 +4,27 @@ A source is a file, a folder, a glob, ``hf://datasets/OWNER/NAME[@REVISION][/PAT
 or any other fsspec URL. A folder holds link tables or, where there are none, pictures.
 """
 
-import contextlib
 import hashlib
 import io
 import os
 import re
-import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import aiohttp
 import fsspec
 import pyarrow as pa
 
+from laionkit.backends.range_files import (
+    REMOTE_ERRORS,
+    RangeFile,
+    give_up_or_say,
+    is_http,
+    probe,
+    tries,
+)
 from laionkit.core.errors import InputError
 
 FORMATS = {
@@ -36,21 +41,7 @@ PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff",
 # middle, its size and its modification time.
 WHOLE_HASH_BYTES = 64 << 20
 SAMPLE_BYTES = 1 << 20
-READ_TRIES = 5
 BUFFER_BYTES = 4 << 20
-
-
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise where a file cannot be read."""
-    found: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError)
-    with contextlib.suppress(ImportError):
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += (BotoCoreError, ClientError)
-    return found
-
-
-REMOTE_ERRORS = _remote_errors()
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,8 @@ class SourceFile:
     """One file of links: its name in records, where it lies, how it is written.
 
     `name` is the absolute path or URL (an ``hf://`` one with its revision pinned). `identity`
-    names its bytes; `checksum` is their sha256 or md5 in hex where the server tells it.
+    names its bytes; `checksum` is their sha256 or md5 in hex where the server tells it. `size` is
+    -1 where the server does not say it; `has_ranges` whether it sends parts of a file.
     """
 
     name: str
@@ -69,6 +61,8 @@ class SourceFile:
     size: int
     identity: str
     checksum: str | None = None
+    etag: str = ""
+    has_ranges: bool = True
 
     @property
     def is_local(self) -> bool:
@@ -92,7 +86,10 @@ class SourceFile:
                 return Path(self.path).open("rb")
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror}") from error
-        remote = RangeFile(self.fs, self.path, self.size, self.name)
+        if not self.has_ranges or self.size < 0:
+            why = "sends no ranges" if self.size >= 0 else "does not say its size"
+            raise InputError(f"{self.name}: the server {why}; add --download FOLDER")
+        remote = RangeFile(self.fs, self.path, self.size, self.name, self.etag)
         return io.BufferedReader(remote, buffer_bytes) if buffer_bytes else cast(BinaryIO, remote)
 
 
@@ -118,67 +115,6 @@ def find_sources(sources: Sequence[str]) -> list[Source]:
         for source in _find(text):
             found.setdefault(source.name, source)
     return list(found.values())
-
-
-class RangeFile(io.RawIOBase):
-    """A remote file read by byte ranges, each tried again where the connection was cut.
-
-    `bytes_read` counts what came over the network.
-    """
-
-    def __init__(self, fs: Any, path: str, size: int, name: str) -> None:
-        """Read `path` of `fs`, which has `size` bytes."""
-        super().__init__()
-        self.fs, self.path, self.length, self.name = fs, path, size, name
-        self.position = 0
-        self.bytes_read = 0
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def seekable(self) -> bool:
-        """It is."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to `offset`."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        self.position = base + offset
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` with the next bytes."""
-        end = min(self.length, self.position + len(buffer))
-        if end <= self.position:
-            return 0
-        data = self._range(self.position, end)
-        buffer[: len(data)] = data
-        self.position = end
-        return len(data)
-
-    def _range(self, start: int, end: int) -> bytes:
-        wanted = end - start
-        for attempt in range(READ_TRIES):
-            try:
-                data: bytes = self.fs.cat_file(self.path, start=start, end=end)
-            except REMOTE_ERRORS as error:
-                why = str(error) or type(error).__name__
-            else:
-                self.bytes_read += len(data)
-                if len(data) == wanted:
-                    return data
-                if len(data) > wanted:
-                    raise InputError(
-                        f"{self.name}: the server sends no ranges; add --download FOLDER"
-                    )
-                why = f"{len(data)} of {wanted} bytes came"
-            time.sleep(min(8.0, 0.2 * 2**attempt))
-        raise InputError(f"{self.name}: bytes {start}-{end} cannot be read: {why}")
 
 
 def _find(text: str) -> Iterator[Source]:
@@ -231,17 +167,34 @@ def _file(fs: Any, path: str, name: str) -> SourceFile:
     stem, compression = clean, None
     if _suffix(clean) in COMPRESSIONS:
         stem, compression = clean.rpartition(".")[0], COMPRESSIONS[_suffix(clean)]
-    try:
-        info = fs.info(path)
-    except REMOTE_ERRORS as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name} cannot be read: {why}") from error
-    if info.get("size") is None:
-        raise InputError(f"{name}: the server does not say its size; add --download FOLDER")
-    size = int(info["size"])
-    form = FORMATS.get(_suffix(stem)) or _sniff(fs, path, size, name)
-    identity = _identity(fs, path, size, info)
-    return SourceFile(name, fs, path, form, compression, size, identity, _checksum(info))
+    info, told, has_ranges = _ask(fs, path, name)
+    size = info.get("size") if told is None else told
+    size = -1 if size is None else int(size)
+    form = FORMATS.get(_suffix(stem)) or _sniff(fs, path, size if has_ranges else 0, name)
+    return SourceFile(
+        name,
+        fs,
+        path,
+        form,
+        compression,
+        size,
+        identity=_identity(fs, path, size, info),
+        checksum=_checksum(info),
+        etag=str(info.get("ETag") or ""),
+        has_ranges=has_ranges,
+    )
+
+
+def _ask(fs: Any, path: str, name: str) -> tuple[dict[str, Any], int | None, bool]:
+    """What a file system says of a file, the size that a range tells, whether there are ranges."""
+    why = ""
+    for _ in tries():
+        try:
+            info: dict[str, Any] = fs.info(path)
+            return (info, *(probe(fs, path) if is_http(fs) else (None, True)))
+        except REMOTE_ERRORS as error:
+            why = give_up_or_say(error, name)
+    raise InputError(f"{name} cannot be read: {why}")
 
 
 def _sniff(fs: Any, path: str, size: int, name: str) -> str:

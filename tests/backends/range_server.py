@@ -5,7 +5,7 @@ import hashlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,25 @@ COMMIT = "c" * 40
 class RangeServer(http.server.ThreadingHTTPServer):
     """Serves a folder. `cut_every`: every n-th range answer ends half-way.
 
-    `sent` counts the bytes of bodies, `asked` lists the ranges (first, past the last) of each.
+    `fail` answers so many requests for bytes with 503 first; `tells_size` gives a Content-Length.
+    `sent` counts the bytes of bodies, `asked` lists the ranges (first, past the last) of each;
+    `before` is called before each is answered.
     """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, cut_every: int = 0, ranges: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cut_every: int = 0,
+        ranges: bool = True,
+        fail: int = 0,
+        tells_size: bool = True,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.cut_every, self.ranges = folder, cut_every, ranges
+        self.fail, self.tells_size = fail, tells_size
+        self.before: Callable[[int], None] = lambda _: None
         self.requests = self.sent = 0
         self.asked: list[tuple[int, int]] = []
 
@@ -75,21 +86,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
+        asked = self.headers.get("Range") if self.server.ranges else None
+        probes = self.headers.get("Range") == "bytes=0-0"
+        if body and not probes:
+            self.server.before(self.server.requests)
+        if self.server.fail:
+            self.server.fail -= 1
+            self.send_error(503)
+            return
         data = path.read_bytes()
         start, end = 0, len(data)
-        asked = self.headers.get("Range") if self.server.ranges else None
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        if self.headers.get("If-Match") not in (None, etag):
+            self.send_error(412)
+            return
         if asked:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start, end = int(first), min(len(data), int(last) + 1 if last else len(data))
         self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(end - start))
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        if self.server.tells_size:
+            self.send_header("Content-Length", str(end - start))
+        else:
+            self.close_connection = True
+            self.send_header("Connection", "close")
+        self.send_header("ETag", etag)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         if not body:
+            return
+        if probes:
+            self.wfile.write(data[:1])
             return
         self.server.requests += 1
         self.server.asked.append((start, end))

@@ -168,3 +168,81 @@ def test_columns_of_row_groups_without_a_match_are_not_read(groups, tmp_path, le
         if group not in (0, 7, 9):  # first rows are looked at; the footer is read with the last
             assert read == 0, f"{read} bytes of captions of row group {group}"
     assert sent < 0.4 * path.stat().st_size
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """The pauses between tries, noted instead of waited for."""
+    found: list[float] = []
+    monkeypatch.setattr("laionkit.backends.range_files.time.sleep", found.append)
+    return found
+
+
+def test_a_server_that_is_overloaded_is_asked_again_with_longer_pauses(links, tmp_path, pauses):
+    with serve(links, fail=7) as server:  # HEAD, then GET: twice a try
+        metadata([f"{server.url}/links.parquet"], str(tmp_path / "d"))
+    assert rows_of(tmp_path / "d") == 40_000
+    assert pauses == [0.2, 0.4, 0.8]
+    with serve(links, fail=1000) as server, pytest.raises(InputError, match="503") as caught:
+        metadata([f"{server.url}/links.parquet"], str(tmp_path / "e"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_file_that_changes_while_it_is_read_is_refused(links, tmp_path, download):
+    (tmp_path / "served").mkdir()
+    path = tmp_path / "served/links.parquet"
+    path.write_bytes((links / "links.parquet").read_bytes())
+    kept = tmp_path / "kept"
+    config = MetadataConfig(download=str(kept) if download else "")
+    first = 1 if download else 3
+
+    def change(answered: int) -> None:
+        if answered == first:
+            path.write_bytes(path.read_bytes()[:-4] + b"PAR2")
+
+    with serve(tmp_path / "served") as server:
+        server.before = change
+        with pytest.raises(InputError, match="changed on the server while it was read: run again"):
+            metadata([f"{server.url}/links.parquet"], str(tmp_path / "d"), config)
+        path.write_bytes((links / "links.parquet").read_bytes())
+        server.before = lambda _: None
+        metadata([f"{server.url}/links.parquet"], str(tmp_path / "d"), config)
+    assert rows_of(tmp_path / "d") == 40_000
+
+
+def test_what_was_begun_of_another_content_is_thrown_away(links, tmp_path):
+    kept = tmp_path / "kept"
+    config = MetadataConfig(download=str(kept))
+    with serve(links) as server:
+        source = f"{server.url}/links.parquet"
+        metadata([source], str(tmp_path / "a"), config)
+        (copy,) = kept.glob("*-links.parquet")
+        said = Path(f"{copy}.source.json").read_text()
+        copy.unlink()
+        Path(f"{copy}.part").write_bytes(b"x" * 1000)
+        Path(f"{copy}.part.json").write_text(said.replace('identity": "', 'identity": "other'))
+        metadata([source], str(tmp_path / "b"), config)
+        copy.unlink()
+        Path(f"{copy}.part").write_bytes(b"x" * ((links / "links.parquet").stat().st_size + 1))
+        Path(f"{copy}.part.json").write_text(said)
+        with pytest.raises(InputError, match="bytes came, not"):
+            metadata([source], str(tmp_path / "c"), config)
+        metadata([source], str(tmp_path / "c"), config)
+    assert copy.read_bytes() == (links / "links.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("tells_size", [True, False])
+def test_a_server_without_ranges_can_be_downloaded_from(links, tmp_path, pauses, tells_size):
+    kept = tmp_path / "kept"
+    with serve(links, ranges=False, tells_size=tells_size) as server:
+        source = f"{server.url}/links.parquet"
+        why = "sends no ranges" if tells_size else "does not say its size"
+        with pytest.raises(InputError, match=f"{why}; add --download FOLDER"):
+            metadata([source], str(tmp_path / "d"))
+        server.cut_every = 2 if tells_size else 0
+        server.requests = 1
+        metadata([source], str(tmp_path / "d"), MetadataConfig(download=str(kept)))
+    assert rows_of(tmp_path / "d") == 40_000
+    assert pauses == ([0.2] if tells_size else [])
