@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from laionkit.core.errors import ConfigError, InputError, StageFailed, is_disk_full
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts, StageEnded, StageStarted
@@ -36,12 +38,15 @@ from laionkit.stages.subset.manifest import (
 )
 from laionkit.stages.subset.publish import push
 from laionkit.stages.subset.report import write_report
+from laionkit.stages.subset.reshape import Reshape
 from laionkit.stages.subset.selection import FunnelStep, Selection
 from laionkit.stages.subset.what_if import answers_sql, curves, estimated_bytes
 
 __all__ = ["SubsetConfig", "Verified", "load", "push", "subset", "verify"]
 
 
+# A folder of more files than this is slow to list and to move on most file systems.
+MAX_FILES = 100_000
 ALIKE = {
     "exact": steps.drop_exact,
     "perceptual": steps.drop_perceptual,
@@ -105,7 +110,8 @@ def _plan(table: DatasetTable, config: SubsetConfig) -> _Plan:
         terms += parse_where(config.where, table.columns).terms
     for term in terms:
         table.check(term.sql)
-    if config.caption not in table.columns and config.as_ == "shards":
+    Reshape.of(config)
+    if config.caption not in table.columns and config.as_ in ("shards", "files"):
         raise ConfigError(
             f"caption={config.caption!r} is no column; there are {', '.join(table.columns)}"
         )
@@ -142,6 +148,7 @@ def _make(
     try:
         target = folder.folder(partial)
         export = write_kept(selection, folder, target, config)
+        _drop_lost(selection, export)
         export.files["dropped"] = write_dropped(selection, target)
         counts, funnel = selection.counts(), selection.funnel()
         _check_sum(table, counts, export, records)
@@ -204,11 +211,7 @@ def _document(
 ) -> None:
     """Write what people and other tools read of a subset."""
     facts = gather_facts(selection, plan.terms, config.by, _notes(selection.table, plan), root)
-    extensions = []
-    if config.as_ == "shards":
-        found = selection.table.execute("SELECT DISTINCT image_ext FROM places ORDER BY 1")
-        extensions = [extension for (extension,) in found.fetchall()]
-    export.files["card"] = write_card(target, config, facts, export, extensions)
+    export.files["card"] = write_card(target, config, facts, export)
     export.files["croissant"] = write_croissant(target, config, facts, export)
     export.files["report"] = write_report(selection, target, config, facts)
 
@@ -221,7 +224,20 @@ def _select(table: DatasetTable, config: SubsetConfig, plan: _Plan) -> Selection
         raise InputError(f"nothing is left, so nothing was written: {_said(selection.funnel())}")
     if pictures and plan.preset and plan.preset.side_px and not config.allow_small:
         _check_stored_sides(selection, plan.preset)
+    if config.as_ == "files" and selection.counts().ok > MAX_FILES:
+        raise ConfigError(
+            f"as=files is for up to {MAX_FILES:,} pictures and {selection.counts().ok:,} are "
+            "left: use --as shards"
+        )
     return selection
+
+
+def _drop_lost(selection: Selection, export: Export) -> None:
+    """Drop the pictures that could not be resized or re-encoded."""
+    for reason in sorted({reason for _, reason in export.lost}):
+        keys = [key for key, why in export.lost if why == reason]
+        lost = pa.table({"key": keys, "value": pa.nulls(len(keys), pa.string())})
+        selection.drop("picture re-encoded", reason, lost)
 
 
 def _dry_run(

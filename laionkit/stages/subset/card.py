@@ -14,6 +14,7 @@ CROISSANT = "croissant.json"
 _FORMS = {
     "shards": "`00000.tar` … hold `KEY.jpg`, `KEY.txt` and `KEY.json`; `sizes.json` counts them.",
     "view": "`view.parquet` says where each picture lies in the dataset's own shards; no copies.",
+    "files": "`files/` holds `KEY.jpg`, `KEY.txt` and `KEY.json` of each sample.",
     "parquet": "`kept.parquet` is a list of links with captions and scores; no pictures.",
 }
 # DuckDB's types as those of `datasets`, and as schema.org's.
@@ -31,11 +32,9 @@ _HF_TYPES = {
 _SCHEMA_TYPES = {"float64": "sc:Float", "float32": "sc:Float", "bool": "sc:Boolean"}
 
 
-def write_card(
-    folder: Folder, config: SubsetConfig, facts: Facts, export: Export, extensions: list[str]
-) -> Written:
+def write_card(folder: Folder, config: SubsetConfig, facts: Facts, export: Export) -> Written:
     """Write README.md: YAML that declares every field, then what was done, for people."""
-    head = yaml.safe_dump(_yaml(config, facts, export, extensions), sort_keys=False, width=1000)
+    head = yaml.safe_dump(_yaml(config, facts, export), sort_keys=False, width=1000)
     counts = facts.counts
     lines = [
         "---",
@@ -108,9 +107,7 @@ def write_croissant(folder: Folder, config: SubsetConfig, facts: Facts, export: 
     return folder.write_json(CROISSANT, described)
 
 
-def _yaml(
-    config: SubsetConfig, facts: Facts, export: Export, extensions: list[str]
-) -> dict[str, Any]:
+def _yaml(config: SubsetConfig, facts: Facts, export: Export) -> dict[str, Any]:
     """The card's metadata: which files are the data, and the type of every field."""
     head: dict[str, Any] = {
         "license": "other",
@@ -123,7 +120,7 @@ def _yaml(
         return {**head, "configs": [{"config_name": "default", "data_files": split}]}
     row = [{"name": name, "dtype": _hf_type(kind)} for name, kind in facts.columns.items()]
     features = [
-        *({"name": extension, "dtype": "image"} for extension in extensions),
+        *({"name": extension, "dtype": "image"} for extension in sorted(export.extensions)),
         {"name": "txt", "dtype": "string"},
         {"name": "json", "struct": row},
         {"name": "__key__", "dtype": "string"},

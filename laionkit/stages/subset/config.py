@@ -6,10 +6,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from laionkit.core.config import Effort, StageConfig
+from laionkit.ops.resize import ResizeMode
 
 Alike = Literal["exact", "perceptual", "semantic"]
 Cosine = Annotated[float, Field(gt=0, le=1)]
-Form = Literal["shards", "view", "parquet"]
+Form = Literal["shards", "view", "parquet", "files"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -93,7 +94,19 @@ class SubsetConfig(StageConfig):
     """How many samples of each entry of `balance` are kept. 20,000 is MetaCLIP's for 400 M."""
     as_: Form = "shards"
     """shards: tars with a copy of each picture. view: no copy, a list of where the kept pictures
-    lie in the dataset's own shards. parquet: the list of kept rows alone (url, caption, scores)."""
+    lie in the dataset's own shards. parquet: the list of kept rows alone (url, caption, scores).
+    files: files/KEY.jpg, KEY.txt and KEY.json for up to 100,000 samples."""
+    resize_mode: ResizeMode = "no"
+    """Resize the copies: border, keep_ratio, keep_ratio_largest or center_crop, as fetch does. no
+    copies each picture's bytes."""
+    image_size: Annotated[int, Field(ge=1, le=65535)] = 256
+    """Target side in pixels of `resize_mode`; which side, the mode says."""
+    resize_only_if_bigger: bool = False
+    """Leave pictures alone that are smaller than image_size."""
+    encode_format: Literal["same", "jpg", "png", "webp"] = "same"
+    """Format of the copies. same keeps each picture's own."""
+    encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
+    """Quality of a jpg or webp that is encoded anew, 1 to 100; compression of png, 0 to 9."""
     caption: str = "caption"
     """Column that fills KEY.txt."""
     samples_per_shard: Annotated[int, Field(ge=1)] = 10_000

@@ -18,6 +18,7 @@ from laionkit.core.schemas import SHARD_RECORDS
 from laionkit.core.shards import ShardRef, ShardWriter, image_member, list_shards, read_contents
 from laionkit.ops.predicates import quote_name, quote_text
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
 from laionkit.stages.subset.selection import Selection
 
 PLACE_SCHEMA = pa.schema(
@@ -31,7 +32,10 @@ PLACE_SCHEMA = pa.schema(
 PLACE_COLUMNS = ("image_ext", "image_offset", "image_size")
 VIEW_COLUMNS = ("key", "shard", *PLACE_COLUMNS, "laionkit_txt", "laionkit_json")
 VIEW_FILE = "view.parquet"
+KEPT_FILE = "kept.parquet"
 SUBSET_SHARD = "subset_shard"
+SUBSET_FILE = "subset_file"
+FILES = "files"
 SAMPLE_HASH = "sample_sha256"
 MAX_OPEN_TARS = 64
 # Hashing and file access run outside Python's lock; more threads than this only wait for it.
@@ -81,8 +85,17 @@ def _take_places(selection: Selection, shard: str, damage: str) -> None:
         selection.drop("picture in its tar", reason, lost)
 
 
-# The tar written, where there is one, and the hash of each sample.
-_Shard = tuple[Written | None, list[str]]
+@dataclass
+class _Part:
+    """What became of one chunk: its rows as they were written, the hash of each, the tar if any.
+
+    `lost` are pictures that could not be resized or re-encoded, as (key, reason).
+    """
+
+    rows: pa.Table
+    hashes: list[str]
+    tar: Written | None = None
+    lost: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -93,6 +106,8 @@ class Export:
     sizes: dict[str, int] = field(default_factory=dict)
     rows: int = 0
     bytes: int = 0
+    extensions: set[str] = field(default_factory=set)
+    lost: list[tuple[str, str]] = field(default_factory=list)
 
 
 def write_kept(
@@ -107,22 +122,25 @@ def write_kept(
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
     rows = selection.table.batches(_export_sql(selection, config), size)
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(_Rows(folder, "kept.parquet"))
+        kept = stack.enter_context(_Rows(folder, KEPT_FILE))
         view = stack.enter_context(_Rows(folder, VIEW_FILE)) if config.as_ == "view" else None
         made = _in_order(
             stack.enter_context(ThreadPoolExecutor(WRITERS)),
-            lambda name, chunk: _write_shard(dataset, folder, name, chunk, config),
+            lambda name, chunk: _write_part(dataset, folder, name, chunk, config),
             _chunks(rows, size),
         )
-        for name, chunk, (written, hashes) in made:
-            if written is not None:
-                done.files[f"tar-{name}"] = written
-                done.sizes[written.path] = chunk.num_rows
-                done.bytes += written.size
-            kept.write(_kept_rows(chunk, hashes, name if config.as_ != "parquet" else None))
+        for name, part in made:
+            if part.tar is not None:
+                done.files[f"tar-{name}"] = part.tar
+                done.sizes[part.tar.path] = part.rows.num_rows
+                done.bytes += part.tar.size
+            kept.write(_kept_rows(part, name, config.as_))
             if view:
-                view.write(chunk.select(list(VIEW_COLUMNS)))
-            done.rows += chunk.num_rows
+                view.write(part.rows.select(list(VIEW_COLUMNS)))
+            if config.as_ != "parquet":
+                done.extensions.update(part.rows.column("image_ext").unique().to_pylist())
+            done.rows += part.rows.num_rows
+            done.lost += part.lost
     done.files["kept"] = kept.written()
     if view:
         done.files["view"] = view.written()
@@ -131,29 +149,29 @@ def write_kept(
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    work: Callable[[str, pa.Table], _Shard],
+    work: Callable[[str, pa.Table], _Part],
     chunks: Iterator[pa.Table],
-) -> Iterator[tuple[str, pa.Table, _Shard]]:
-    """Do the chunks a few at a time; yield each with its name and result, in order."""
-    waiting: deque[tuple[str, pa.Table, Future[_Shard]]] = deque()
+) -> Iterator[tuple[str, _Part]]:
+    """Do the chunks a few at a time; yield each one's name and outcome, in order."""
+    waiting: deque[tuple[str, Future[_Part]]] = deque()
     for number, chunk in enumerate(chunks):
         name = f"{number:05d}"
-        waiting.append((name, chunk, pool.submit(work, name, chunk)))
+        waiting.append((name, pool.submit(work, name, chunk)))
         if len(waiting) > WRITERS:
-            name, chunk, done = waiting.popleft()
-            yield name, chunk, done.result()
-    for name, chunk, done in waiting:
-        yield name, chunk, done.result()
+            name, done = waiting.popleft()
+            yield name, done.result()
+    for name, done in waiting:
+        yield name, done.result()
 
 
-def _write_shard(
+def _write_part(
     dataset: Folder, folder: Folder, name: str, chunk: pa.Table, config: SubsetConfig
-) -> _Shard:
-    """Write the tar of one chunk where the form has tars; hash its samples."""
+) -> _Part:
+    """Write one chunk in the form asked for; hash its samples."""
     with contextlib.closing(Pictures(dataset)) as pictures:
-        if config.as_ == "shards":
-            return _write_tar(folder, name, chunk, pictures, config)
-        return None, list(_hashes(chunk, pictures, pictured=config.as_ == "view"))
+        if config.as_ in ("shards", "files"):
+            return _write_copies(folder, name, chunk, pictures, config)
+        return _Part(chunk, list(_hashes(chunk, pictures, pictured=config.as_ == "view")))
 
 
 class _Rows:
@@ -253,26 +271,104 @@ def _chunks(batches: Iterator[Any], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _kept_rows(chunk: pa.Table, hashes: Sequence[str], shard: str | None) -> pa.Table:
+def _kept_rows(part: _Part, shard: str, form: str) -> pa.Table:
     """The rows of kept.parquet of one chunk: the dataset's columns, and where the sample went."""
     drop = ("laionkit_txt", "laionkit_json", *PLACE_COLUMNS)
-    kept = chunk.drop_columns([name for name in drop if name in chunk.column_names])
-    if shard is not None:
+    kept = part.rows.drop_columns([name for name in drop if name in part.rows.column_names])
+    if form == "files":
+        files = [_file_name(*row) for row in _pairs(part.rows, "key", "image_ext")]
+        kept = kept.append_column(SUBSET_FILE, pa.array(files, pa.string()))
+    elif form != "parquet":
         kept = kept.append_column(SUBSET_SHARD, pa.array([shard] * len(kept), pa.string()))
-    return kept.append_column(SAMPLE_HASH, pa.array(hashes, pa.string()))
+    return kept.append_column(SAMPLE_HASH, pa.array(part.hashes, pa.string()))
 
 
-def _write_tar(
+def _pairs(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(rows.column(name).to_pylist() for name in names), strict=True)
+
+
+def _file_name(key: str, extension: str) -> str:
+    return f"{FILES}/{key}.{extension}"
+
+
+def _write_copies(
     folder: Folder, name: str, chunk: pa.Table, pictures: "Pictures", config: SubsetConfig
-) -> tuple[Written, list[str]]:
-    """Write one tar; return it and the hash of each sample."""
-    hashes = []
-    ordered = config.shuffle_seed is None
-    with folder.create(f"{name}.tar") as file, ShardWriter(file, ordered=ordered) as tar:
-        for key, extension, image, text, line in pictures.samples(chunk):
-            tar.add(key, {extension: image, "txt": text, "json": line})
-            hashes.append(sample_hash(line, text, image))
-    return Written(f"{name}.tar", file.size, file.digest.hexdigest()), hashes
+) -> _Part:
+    """Write the samples of one chunk into a tar or as files of their own."""
+    reshape, part = Reshape.of(config), _Part(chunk, [])
+    placed: list[tuple[int, Reshaped | None]] = []
+    with _sink(folder, name, config) as add:
+        for row, (key, extension, image, text, line) in enumerate(pictures.samples(chunk)):
+            shaped = None
+            if reshape is not None:
+                try:
+                    shaped = reshape.apply(image, extension)
+                except PictureError as error:
+                    part.lost.append((key, str(error.reason)))
+                    continue
+                extension, image, line = shaped.extension, shaped.image, shaped.restate(line)
+            add.sample(key, {extension: image, "txt": text, "json": line})
+            part.hashes.append(sample_hash(line, text, image))
+            placed.append((row, shaped))
+    part.tar = add.written()
+    part.rows = restate_rows(chunk, placed) if reshape is not None else chunk
+    return part
+
+
+def _sink(folder: Folder, name: str, config: SubsetConfig) -> "_Tar | _Files":
+    if config.as_ == "files":
+        return _Files(folder)
+    return _Tar(folder, f"{name}.tar", ordered=config.shuffle_seed is None)
+
+
+class _Tar:
+    """A tar that appears whole."""
+
+    def __init__(self, folder: Folder, name: str, *, ordered: bool) -> None:
+        self._name, self._ordered = name, ordered
+        self._target = folder.create(name)
+
+    def __enter__(self) -> "_Tar":
+        self._file = self._target.__enter__()
+        self._tar = ShardWriter(self._file, ordered=self._ordered)
+        self._tar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tar.__exit__(*error)
+        self._target.__exit__(*error)
+
+    def sample(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Add one sample."""
+        self._tar.add(key, members)
+
+    def written(self) -> Written:
+        """The tar, once it is closed."""
+        return Written(self._name, self._file.size, self._file.digest.hexdigest())
+
+
+class _Files:
+    """Samples as files of their own: files/KEY.jpg, KEY.txt, KEY.json."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def sample(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Write one sample. Raises InputError where its key is no file name."""
+        if not key or key.startswith(".") or "/" in key or "\\" in key:
+            raise InputError(f"key {key!r} is no file name: use --as shards")
+        for extension, data in members.items():
+            self._folder.write_bytes(_file_name(key, extension), data)
+
+    def written(self) -> None:
+        """No file stands for all of them."""
+        return
 
 
 def _hashes(chunk: pa.Table, pictures: "Pictures", *, pictured: bool) -> Iterator[str]:

@@ -9,7 +9,7 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.shards import Member, read_contents, read_member
-from laionkit.stages.subset.export import VIEW_COLUMNS, VIEW_FILE, Pictures
+from laionkit.stages.subset.export import KEPT_FILE, SUBSET_FILE, VIEW_COLUMNS, VIEW_FILE, Pictures
 from laionkit.stages.subset.manifest import find_record
 
 if TYPE_CHECKING:
@@ -32,17 +32,28 @@ def load(
 
     record = find_record(Folder(dataset), subset)
     base = f"{SUBSETS}/{subset}"
+    dataset_folder = Folder(dataset)
     if "view" in record.files:
-        with Folder(dataset).open(f"{base}/{VIEW_FILE}") as file:
-            metadata = pq.ParquetFile(file).metadata
-            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        rows, _ = _row_groups(dataset_folder, f"{base}/{VIEW_FILE}")
         views = [ViewShard(dataset, subset, group, count) for group, count in enumerate(rows)]
         return SamplePipeline(SampleStream(views, shuffle=shuffle, seed=seed))
+    rows, columns = _row_groups(dataset_folder, f"{base}/{KEPT_FILE}")
+    if SUBSET_FILE in columns:
+        parts = [FilesShard(dataset, base, group, count) for group, count in enumerate(rows)]
+        return SamplePipeline(SampleStream(parts, shuffle=shuffle, seed=seed))
     if "sizes" not in record.files:
         raise InputError(f"subset {subset} of {dataset} is a list of links: it has no pictures")
-    sizes = Folder(dataset).read_json(f"{base}/sizes.json")
+    sizes = dataset_folder.read_json(f"{base}/sizes.json")
     tars = [TarShard(dataset, f"{base}/{name}", count) for name, count in sizes.items()]
     return SamplePipeline(SampleStream(tars, shuffle=shuffle, seed=seed))
+
+
+def _row_groups(dataset: Folder, name: str) -> tuple[list[int], list[str]]:
+    """Rows of each row group of a parquet file, and its columns."""
+    with dataset.open(name) as file:
+        found = pq.ParquetFile(file)
+        groups = range(found.num_row_groups)
+        return [found.metadata.row_group(i).num_rows for i in groups], found.schema_arrow.names
 
 
 @dataclass(frozen=True)
@@ -111,3 +122,35 @@ class _OpenView:
 
     def close(self) -> None:
         self._pictures.close()
+
+
+@dataclass(frozen=True)
+class FilesShard:
+    """A row group of a subset of single files."""
+
+    dataset: str
+    base: str
+    group: int
+    rows: int
+
+    def open(self) -> "_OpenFiles":
+        """Open it."""
+        return _OpenFiles(Folder(self.dataset).folder(self.base), self.group)
+
+
+class _OpenFiles:
+    def __init__(self, folder: Folder, group: int) -> None:
+        self._folder = folder
+        with folder.open(KEPT_FILE) as file:
+            rows = pq.ParquetFile(file).read_row_group(group, columns=["key", SUBSET_FILE])
+        self._keys, self._names = (column.to_pylist() for column in rows.columns)
+
+    def read(self, row: int) -> "Sample":
+        name = self._names[row]
+        base, _, extension = name.rpartition(".")
+        members = {extension: name, "txt": f"{base}.txt", "json": f"{base}.json"}
+        parts = {member: self._folder.read_bytes(path) for member, path in members.items()}
+        return {"__key__": self._keys[row], "__url__": self._folder.at(name), **parts}
+
+    def close(self) -> None:
+        """Nothing stays open."""

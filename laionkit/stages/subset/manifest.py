@@ -26,6 +26,7 @@ from laionkit.core.shards import image_member, read_contents, read_member
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import (
     SAMPLE_HASH,
+    SUBSET_FILE,
     SUBSET_SHARD,
     VIEW_FILE,
     Pictures,
@@ -153,6 +154,8 @@ def _check_samples(dataset: Folder, folder: Folder, record: ShardRecord) -> Iter
                 found = _view_hashes(dataset, folder, group)
             elif SUBSET_SHARD in rows.column_names:
                 found = _tar_hashes(folder, rows.column(SUBSET_SHARD)[0].as_py())
+            elif SUBSET_FILE in rows.column_names:
+                found = dict(_file_hashes(folder, rows))
             else:
                 found = _row_hashes(rows)
             stated = rows.select(["key", SAMPLE_HASH]).to_pylist()
@@ -170,6 +173,14 @@ def _tar_hashes(folder: Folder, shard: str) -> dict[str, str]:
                 line, text = (read_member(file, members[name]) for name in ("json", "txt"))
                 found[key] = sample_hash(line, text, read_member(file, image[1]))
     return found
+
+
+def _file_hashes(folder: Folder, rows: pa.Table) -> Iterator[tuple[str, str]]:
+    for key, name in zip(*(rows.column(c).to_pylist() for c in ("key", SUBSET_FILE)), strict=True):
+        base = name.rpartition(".")[0]
+        names = (f"{base}.json", f"{base}.txt", name)
+        if all(folder.exists(each) for each in names):
+            yield key, sample_hash(*(folder.read_bytes(each) for each in names))
 
 
 def _view_hashes(dataset: Folder, folder: Folder, group: int) -> dict[str, str]:
