@@ -82,7 +82,9 @@ def restate_rows(rows: pa.Table, placed: Sequence[tuple[int, Reshaped | None]]) 
     for name in ("width", "height"):
         if name in found.column_names:
             place = found.schema.get_field_index(name)
-            sides = pa.array([getattr(shaped, name) for shaped in stored], found.schema.types[place])
+            sides = pa.array(
+                [getattr(shaped, name) for shaped in stored], found.schema.types[place]
+            )
             found = found.set_column(place, found.schema.field(place), sides)
     place = found.schema.get_field_index("image_ext")
     extensions = pa.array([shaped.extension for shaped in stored], pa.string())
