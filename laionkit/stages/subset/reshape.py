@@ -3,15 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 
 from laionkit.core.errors import ConfigError
 from laionkit.ops.images import Picture, PictureError, decode
-from laionkit.ops.resize import Resize, encode, frame, scale
+from laionkit.ops.resize import EncodeFormat, Resize, encode, frame, scale
 from laionkit.stages.subset.config import SubsetConfig
 
-_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+_EXTENSIONS: dict[str, EncodeFormat] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Reshape:
     """What is asked of every picture."""
 
     how: Resize
-    encode_format: str
+    encode_format: EncodeFormat | Literal["same"]
     quality: int
 
     @classmethod
@@ -62,17 +63,17 @@ class Reshape:
         coarse = self.how.scaled if self.how.mode != "no" else None
         picture = decode(data, shrink_to=coarse)
         size = picture.original_width, picture.original_height
-        target = self._format(picture, extension)
+        target = self._format(picture)
         if _EXTENSIONS.get(picture.format) == target and not self.how.applies(size):
             return Reshaped(extension, data, *size)
         rgb = frame(scale(picture.rgb, self.how, size), self.how, size)
         image = encode(rgb, target, self.quality)
         return Reshaped(target, image, rgb.shape[1], rgb.shape[0])
 
-    def _format(self, picture: Picture, extension: str) -> str:
+    def _format(self, picture: Picture) -> EncodeFormat:
         if self.encode_format != "same":
             return self.encode_format
-        return _EXTENSIONS.get(picture.format, "jpg" if extension == "jpeg" else extension)
+        return _EXTENSIONS.get(picture.format, "jpg")
 
 
 def restate_rows(rows: pa.Table, placed: Sequence[tuple[int, Reshaped | None]]) -> pa.Table:
