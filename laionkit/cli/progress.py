@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +29,8 @@ from laionkit.core.progress import (
 from laionkit.core.progress import Progress as Watcher
 
 LINE_EVERY_S = 10.0
+# Hosts that a tally keeps apart; a run may meet millions.
+MOST_HOSTS = 20_000
 
 
 def watcher(quiet: bool = False) -> Watcher:
@@ -55,6 +58,7 @@ class Tally:
         self.seen = self.ok = self.bytes_in = 0
         self.shards = started.done
         self.reasons: Counter[str] = Counter()
+        self.hosts: Counter[str] = Counter()
         self.streams_samples = False
 
     def take(self, event: SamplesDone | ShardDone) -> None:
@@ -62,6 +66,7 @@ class Tally:
         if isinstance(event, SamplesDone):
             self.streams_samples = True
             self.bytes_in += event.bytes_in
+            self._take_hosts(event.hosts)
         else:
             self.shards += 1
         if isinstance(event, SamplesDone) or not self.streams_samples:
@@ -69,21 +74,43 @@ class Tally:
             self.ok += event.counts.ok
             self.reasons.update(event.counts.reasons)
 
+    def _take_hosts(self, hosts: Mapping[str, int]) -> None:
+        self.hosts.update(hosts)
+        if len(self.hosts) > MOST_HOSTS:  # the rare ones will not be the worst
+            self.hosts = Counter(dict(self.hosts.most_common(MOST_HOSTS // 2)))
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage began."""
+        return max(1e-9, time.monotonic() - self.since)
+
     def rate(self) -> float:
         """Samples a second."""
-        return self.seen / max(1e-9, time.monotonic() - self.since)
+        return self.seen / self.seconds
+
+    def mbps(self) -> float:
+        """Megabits a second that came over the network."""
+        return self.bytes_in * 8e-6 / self.seconds
+
+    def eta_s(self) -> float | None:
+        """Seconds left at this rate; None where the end is not known."""
+        if not self.started.samples or not self.seen:
+            return None
+        return max(0, self.started.samples - self.seen) / self.rate()
 
     def text(self) -> str:
-        """Rate, success, bandwidth and the commonest reason, in a few words."""
+        """Rate, success, bandwidth, the commonest reason and the worst host, in a few words."""
         parts = [f"{self.rate():,.0f}/s"]
         if self.seen:
             parts.append(f"{100 * self.ok / self.seen:.1f}% ok")
         if self.bytes_in:
-            seconds = max(1e-9, time.monotonic() - self.since)
-            parts.append(f"{self.bytes_in / seconds / 1e6:.1f} MB/s")
+            parts.append(f"{self.mbps():.1f} Mbps")
         if self.reasons:
             reason, n = self.reasons.most_common(1)[0]
             parts.append(f"{reason} {n:,}")
+        if self.hosts:
+            host, n = self.hosts.most_common(1)[0]
+            parts.append(f"{host} lost {n:,}")
         return " · ".join(parts)
 
 
@@ -170,12 +197,19 @@ class JsonLines:
             self._say(event.stage, "end", seconds=round(event.seconds, 2), **counts)
 
     def _progress(self, stage: str, tally: Tally) -> None:
-        reasons = dict(tally.reasons.most_common(5))
-        rate = round(tally.rate(), 1)
-        self._say(
-            stage, "progress", shards=tally.shards, seen=tally.seen, ok=tally.ok, per_s=rate,
-            bytes=tally.bytes_in, reasons=reasons,
-        )  # fmt: skip
+        eta_s = tally.eta_s()
+        fields = {
+            "shards": tally.shards,
+            "seen": tally.seen,
+            "ok": tally.ok,
+            "per_s": round(tally.rate(), 1),
+            "bytes": tally.bytes_in,
+            "mbps": round(tally.mbps(), 1),
+            "eta_s": None if eta_s is None else round(eta_s),
+            "reasons": dict(tally.reasons.most_common(5)),
+            "worst_hosts": dict(tally.hosts.most_common(5)),
+        }
+        self._say(stage, "progress", **fields)
 
     def _say(self, stage: str, event: str, **fields: object) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

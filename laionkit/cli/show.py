@@ -103,6 +103,17 @@ def stages(found: Sequence[StageStatus]) -> None:
     ]
     if dropped:
         table(("stage", "reason", "dropped"), dropped)
+    for row in found:
+        if row.worst_hosts:
+            table(
+                ("host", "lost"), list(row.worst_hosts.items()), title=f"{row.stage}: worst hosts"
+            )
+        if row.tried_again:
+            console.print(
+                f"{row.stage}: {row.healed:,} of {row.tried_again:,} tries at lost links healed them; "
+                "they count as ok above",
+                markup=False,
+            )
 
 
 def columns(found: Sequence[ColumnInfo]) -> None:

@@ -49,11 +49,15 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class SamplesDone:
-    """Samples of shards still in flight were finished; `bytes_in` came over the network."""
+    """Samples of shards still in flight were finished.
+
+    `bytes_in` came over the network; `hosts` maps servers to how many samples were lost there.
+    """
 
     stage: str
     counts: Counts
     bytes_in: int = 0
+    hosts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """What a dataset holds, told from its records alone: stages, shards, counts, seconds."""
 
+from collections import Counter
+
 from pydantic import BaseModel, ConfigDict
 
 from laionkit.core.errors import InputError
@@ -9,8 +11,16 @@ from laionkit.core.records import STAGE_FILE, StageRecords
 from laionkit.core.schemas import RECORDS
 
 
+WORST_HOSTS = 10
+
+
 class StageStatus(BaseModel):
-    """One stage's finished work. `config` is what it was made with."""
+    """One stage's finished work. `config` is what it was made with.
+
+    Samples tried again are counted once, as what became of them last: `tried_again` and `healed`
+    say how many there were. `worst_hosts` maps servers to the samples lost there, worst first;
+    a host with few losses in every shard may be missing.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,6 +31,9 @@ class StageStatus(BaseModel):
     seconds: float
     last: str
     config: dict[str, object]
+    tried_again: int = 0
+    healed: int = 0
+    worst_hosts: dict[str, int] = {}
 
 
 def recorded_stages(dataset: Folder) -> list[str]:
@@ -48,20 +61,33 @@ def stage_status(dataset: Folder, stage: str) -> StageStatus:
     records = StageRecords(dataset, stage)
     made = records.made()
     counts, shards, size, seconds, last = Counts(), 0, 0, 0.0, ""
+    tried, was_lost, hosts = 0, Counter[str](), Counter[str]()
     for record in records.all():
         counts, shards = counts + record.counts, shards + 1
+        tried += record.extra.get("tried", 0)
+        was_lost.update(record.extra.get("healed_from", {}))
+        if "tried" not in record.extra:  # what is tried again was counted where it was lost first
+            hosts.update(record.extra.get("worst_hosts", {}))
         size += sum(entry.size for entry in record.files.values())
         seconds += record.seconds
         last = max(last, record.finished_at)
     return StageStatus(
         stage=stage,
         shards=shards,
-        counts=counts,
+        counts=_without(counts, was_lost),
         bytes=size,
         seconds=round(seconds, 3),
         last=last,
         config=made.config if made else {},
+        tried_again=tried,
+        healed=was_lost.total(),
+        worst_hosts=dict(hosts.most_common(WORST_HOSTS)),
     )
+
+
+def _without(counts: Counts, was_lost: Counter[str]) -> Counts:
+    """Counts without the earlier, lost attempts of samples that healed."""
+    return Counts.of(counts.ok, {r: n - was_lost[r] for r, n in counts.reasons.items()})
 
 
 def _first_finish(dataset: Folder, stage: str) -> str:

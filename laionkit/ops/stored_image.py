@@ -22,7 +22,10 @@ MAX_EXIF_CHARS = 65_536
 
 @dataclass(slots=True)
 class Found:
-    """What became of one link: the columns that fetch adds, `image` where there is one."""
+    """What became of one link: the columns that fetch adds, `image` where there is one.
+
+    `bytes_in` and `asked_s` (seconds of all requests for it) are for the shard's record.
+    """
 
     reason: Reason | None = None
     message: str | None = None
@@ -37,6 +40,7 @@ class Found:
     opt_out: str | None = None
     image: bytes | None = None
     bytes_in: int = 0
+    asked_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,14 @@ def checked_url(url: str, *, allow_private: bool = False) -> tuple[str, str]:
     return text, host
 
 
+def host_of(url: str | None) -> str:
+    """The host a URL names, in lower case; empty where it names none."""
+    try:
+        return (urlsplit((url or "").strip()).hostname or "").rstrip(".").lower()
+    except ValueError:
+        return ""
+
+
 def _is_address(host: str) -> bool:
     return ":" in host or host.replace(".", "").isdigit()
 

@@ -32,7 +32,8 @@ def fetch(
     records = StageRecords(folder, SHARD_RECORDS)
     check(config)
     with WorkList.open(folder) as work_list:
-        config = runner.begin(records, config)
+        if not config.dry_run:
+            config = runner.begin(records, config)
         if not config.contact and not config.allow_private and _has_links(work_list):
             runner.note("fetch", _NO_CONTACT, logging.WARNING)
         if config.engine == "img2dataset":
@@ -45,6 +46,15 @@ def fetch(
         if config.retry:
             plan = plan_retry(folder, work_list.scheme, work_list.shards(), runner.is_mine)
             tasks = plan.tasks()
+    if config.dry_run:
+        from laionkit.stages.fetch.dry_run import dry_run
+
+        left = [
+            task
+            for task in tasks
+            if runner.is_mine(task.shard) and not records.finished(task.shard, task.inputs)
+        ]
+        return dry_run(folder, config, runner, left, plan)
     opener = functools.partial(_open_worker, dataset, config, plan)
     report = runner.run(records, config, tasks, opener, workers=os.cpu_count() or 1)
     return _after(folder, plan, report, runner)
@@ -70,6 +80,7 @@ ONLY_OURS: dict[str, object] = {
     "max_mbps": 0.0,
     "min_bytes": 0,
     "resolver": "",
+    "dry_run": False,
 }
 
 
@@ -125,8 +136,9 @@ def _after(
             "servers, fetch again with --allow-private --fresh --yes"
         )
     if plan is not None:
-        tried, healed = sum(task.samples or 0 for task in plan.tasks()), drop_empty(folder, plan)
-        notes.append(f"{healed} of {tried} links tried again healed, into new shards")
+        tried = drop_empty(folder, plan)
+        notes.append(f"{tried.ok} of {tried.seen} links tried again healed, into new shards")
+        report = report.model_copy(update={"counts": tried})
     for note in notes:
         runner.note("fetch", note)
     return report.model_copy(update={"notes": (*report.notes, *notes)})

@@ -103,6 +103,9 @@ class FetchConfig(StageConfig):
     retry: Effort[bool] = False
     """Try again the links of finished shards whose reason may heal. What heals goes into new
     shards, under its key; finished shards stay."""
+    dry_run: Effort[bool] = False
+    """Fetch 1,000 links at random, write nothing, and tell success, bytes, hours and disk of the
+    whole."""
 
     @property
     def limits(self) -> Limits:

@@ -16,7 +16,7 @@ FILES = "file:"
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A row that must be read. `attempts` counts the tries so far."""
+    """A row that must be read: `attempts` so far, and the seconds they took."""
 
     shard: ShardUnderWay
     index: int
@@ -25,6 +25,7 @@ class Job:
     expected: str | None = None
     boxes: Any = None
     attempts: int = 0
+    asked_s: float = 0.0
 
 
 def make_job(

@@ -19,6 +19,7 @@ from laionkit.stages.fetch.config import FetchConfig
 from laionkit.stages.fetch.job import Job, make_job
 from laionkit.stages.fetch.retry import RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
+from laionkit.stages.fetch.worker import read_rows
 
 
 class PeerWorker:
@@ -47,18 +48,18 @@ class PeerWorker:
     def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
         """Run img2dataset on each shard's links and write what it made as our shard."""
         for name in shards:
-            rows = self.retry.read(self.dataset, name) if self.retry else self.work_list.read(name)
+            rows, was_lost_for = read_rows(self.dataset, self.work_list, self.retry, name)
             if "url" not in rows.column_names:
                 raise InputError(f"{self.dataset}: img2dataset needs links; these are files")
-            yield self._shard(name, rows)
+            yield self._shard(name, rows, was_lost_for)
 
-    def _shard(self, name: str, rows: pa.Table) -> Outcome:
+    def _shard(self, name: str, rows: pa.Table, was_lost_for: list[str] | None) -> Outcome:
         under_way = ShardUnderWay(
             name,
             rows,
             self.dataset,
             self.config.encode_format,
-            only_healed=self.retry is not None,
+            was_lost_for=was_lost_for,
         )
         asked = []
         for index, url in enumerate(rows.column("url").to_pylist()):

@@ -9,7 +9,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from laionkit.backends.http.client import Answer, HttpClient
@@ -48,6 +48,26 @@ class PumpLimits:
     codec_threads: int = 2
 
 
+@dataclass
+class News:
+    """Links finished since somebody asked: how many well, why the others were lost, and where."""
+
+    ok: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    hosts: Counter[str] = field(default_factory=Counter)
+    bytes_in: int = 0
+
+    def take(self, found: Found, host: str) -> None:
+        """Count a link."""
+        self.bytes_in += found.bytes_in
+        if found.reason is None:
+            self.ok += 1
+            return
+        self.reasons[str(found.reason)] += 1
+        if host != FILES:
+            self.hosts[host] += 1
+
+
 class Pump:
     """Takes shards, tells `deliver` of each finished one (an Outcome) or of what went wrong."""
 
@@ -68,8 +88,7 @@ class Pump:
         self._thread = threading.Thread(target=self._main, name="fetch", daemon=True)
         self._writers: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._news: Counter[str] = Counter()
-        self._bytes_in = 0
+        self._news = News()
         self.unstarted = 0
 
     def start(self) -> None:
@@ -93,12 +112,11 @@ class Pump:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue_jobs, shard, jobs)
 
-    def take_news(self) -> tuple[Counter[str], int]:
-        """Results since the last call, by reason ("" is success), and the bytes they brought."""
+    def take_news(self) -> "News":
+        """What came of links since the last call."""
         with self._lock:
-            news, self._news = self._news, Counter()
-            size, self._bytes_in = self._bytes_in, 0
-        return news, size
+            news, self._news = self._news, News()
+        return news
 
     def _main(self) -> None:
         try:
@@ -204,7 +222,7 @@ class Pump:
                 return answer
             return await self.client.fetch(job.url)
         finally:
-            del self._asking[job]
+            job.asked_s += self._now() - self._asking.pop(job)
 
     def _judge_suspects(self) -> None:
         """The network is there: what was held back is the links' own failure."""
@@ -250,9 +268,9 @@ class Pump:
         self._finish(job, found)
 
     def _finish(self, job: Job, found: Found) -> None:
+        found.asked_s = job.asked_s
         with self._lock:
-            self._news[str(found.reason or "")] += 1
-            self._bytes_in += found.bytes_in
+            self._news.take(found, job.host)
         if job.shard.finish_row(job.index, found):
             self._write(job.shard)
 

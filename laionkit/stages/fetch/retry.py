@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from laionkit.core.config import fingerprint
 from laionkit.core.files import Folder
 from laionkit.core.keys import KeyScheme
+from laionkit.core.progress import Counts
 from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.runner import Task
 from laionkit.core.schemas import EXTRA_FETCHED_COLUMNS, FETCHED_COLUMNS, SHARDS, Reason
@@ -44,15 +45,16 @@ class RetryPlan:
             for name, slices in self.shards.items()
         ]
 
-    def read(self, dataset: Folder, name: str) -> pa.Table:
-        """The rows of a new shard as metadata wrote them, in key order."""
-        found = {*FETCHED_COLUMNS, *EXTRA_FETCHED_COLUMNS} - {"key"}
+    def read(self, dataset: Folder, name: str) -> tuple[pa.Table, list[str]]:
+        """The rows of a new shard as metadata wrote them, in key order, and their old reasons."""
+        found = {*FETCHED_COLUMNS, *EXTRA_FETCHED_COLUMNS} - {"key", "reason"}
         tables = []
         for part in self.shards[name]:
             table = dataset.read_table(part.table)
             carried = [column for column in table.column_names if column not in found]
             tables.append(table.select(carried).take(pa.array(part.rows)))
-        return pa.concat_tables(tables, promote_options="default").sort_by("key")
+        rows = pa.concat_tables(tables, promote_options="default").sort_by("key")
+        return rows.drop_columns(["reason"]), rows.column("reason").to_pylist()
 
 
 def plan_retry(
@@ -76,18 +78,18 @@ def plan_retry(
     return RetryPlan({next(numbers): slices for slices in _packed(parts, scheme.shard_size)})
 
 
-def drop_empty(dataset: Folder, plan: RetryPlan) -> int:
-    """Take back new shards into which nothing healed; return how many rows healed in the rest."""
-    records, healed = StageRecords(dataset, "fetch"), 0
+def drop_empty(dataset: Folder, plan: RetryPlan) -> Counts:
+    """Take back new shards into which nothing healed; return what became of all tried rows."""
+    records, tried = StageRecords(dataset, "fetch"), Counts()
     there = set(records.names())
     for name in there & set(plan.shards):
         record = records.read(name)
-        healed += record.counts.ok
+        tried = tried + Counts.of(record.counts.ok, record.extra["still_lost"])
         if not record.counts.ok:
             records.folder.remove(f"{name}.json")
             for entry in record.files.values():
                 dataset.remove(entry.path)
-    return healed
+    return tried
 
 
 def _keys(dataset: Folder, record: ShardRecord) -> pa.Array:

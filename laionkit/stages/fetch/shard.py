@@ -27,9 +27,12 @@ from laionkit.core.schemas import (
 )
 from laionkit.core.shards import ShardWriter
 from laionkit.ops.stored_image import Found
+from laionkit.ops.urls import host_of
 
 # Rows turned into Python objects at a time.
 _BATCH_ROWS = 500
+# Servers that a record names; status sums them up over shards.
+WORST_HOSTS = 20
 _LAST_CARRIED = ("caption", "url")
 
 
@@ -41,14 +44,18 @@ class _Place:
 
 @dataclass
 class ShardUnderWay:
-    """A shard's rows (as metadata wrote them, with `key`) and what became of each so far."""
+    """A shard's rows (as metadata wrote them, with `key`) and what became of each so far.
+
+    Rows that are tried again come with the reasons they were lost for: of them only what healed
+    is written.
+    """
 
     name: str
     rows: pa.Table
     dataset: Folder
     extension: str
     extra_columns: tuple[str, ...] = ("opt_out",)
-    only_healed: bool = False
+    was_lost_for: list[str] | None = None
     started: float = field(default_factory=time.time)
 
     left: int = field(init=False)
@@ -87,8 +94,9 @@ class ShardUnderWay:
 
     def write(self) -> Outcome:
         """Write tar, parquet and statistics, and return what the record needs."""
-        kept = [i for i in range(self.rows.num_rows) if not self.only_healed or self._is_ok(i)]
-        rows = self.rows.take(pa.array(kept, pa.int64())) if self.only_healed else self.rows
+        again = self.was_lost_for is not None
+        kept = [i for i in range(self.rows.num_rows) if not again or self._is_ok(i)]
+        rows = self.rows.take(pa.array(kept, pa.int64())) if again else self.rows
         table = self._table(rows, [self._result(i) for i in kept])
         tar = self._write_tar(table, kept)
         counts = self._counts(kept)
@@ -97,9 +105,17 @@ class ShardUnderWay:
             "table": self.dataset.write_table(f"{SHARDS}/{self.name}.parquet", table),
             "stats": self._write_stats(counts),
         }
-        extra: dict[str, Any] = {"bytes_in": sum(f.bytes_in for f in self.found if f is not None)}
-        if self.only_healed:
+        results = [self._result(i) for i in range(self.rows.num_rows)]
+        extra: dict[str, Any] = {
+            "bytes_in": sum(found.bytes_in for found in results),
+            "asked_s": round(sum(found.asked_s for found in results), 3),
+            "worst_hosts": self._worst_hosts(),
+        }
+        if self.was_lost_for is not None:
+            was = [self.was_lost_for[i] for i in kept]
+            still = Counter(str(found.reason) for found in results if found.reason is not None)
             extra |= {"tried": self.rows.num_rows, "healed": len(kept)}
+            extra |= {"healed_from": dict(Counter(was)), "still_lost": dict(still)}
         seconds = time.time() - self.started
         return Outcome(self.name, counts, files, seconds=seconds, extra=extra)
 
@@ -114,6 +130,16 @@ class ShardUnderWay:
 
     def _is_ok(self, index: int) -> bool:
         return self._result(index).reason is None
+
+    def _worst_hosts(self) -> dict[str, int]:
+        """The servers at which most links were lost, with how many."""
+        if "url" not in self.rows.column_names:
+            return {}
+        urls = self.rows.column("url")
+        lost = Counter(
+            host_of(urls[i].as_py()) for i in range(self.rows.num_rows) if not self._is_ok(i)
+        )
+        return {host: n for host, n in lost.most_common(WORST_HOSTS) if host}
 
     def _counts(self, kept: list[int]) -> Counts:
         reasons = Counter(str(r) for i in kept if (r := self._result(i).reason) is not None)

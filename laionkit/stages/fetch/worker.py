@@ -5,6 +5,7 @@ import os
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -15,8 +16,8 @@ from laionkit.backends.http.dns import DnsClient
 from laionkit.backends.http.throttle import Throttle
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.core.progress import Note
-from laionkit.core.runner import Outcome, Site, samples_done
+from laionkit.core.progress import Counts, Note, SamplesDone
+from laionkit.core.runner import Outcome, Site
 from laionkit.core.worklist import WorkList
 from laionkit.ops.stored_image import ImageMaker
 from laionkit.stages.fetch.agent import user_agent
@@ -31,13 +32,27 @@ MOST_SHARDS_IN_FLIGHT = 4
 NEWS_EVERY_S = 1.0
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Rows in place of a shard's, and where they go instead of the dataset."""
+
+    rows: pa.Table
+    output: Folder
+
+
 class FetchWorker:
     """Fetches shards with laionkit's own engine."""
 
     def __init__(
-        self, dataset: str, config: FetchConfig, retry: RetryPlan | None, site: Site
+        self,
+        dataset: str,
+        config: FetchConfig,
+        retry: RetryPlan | None,
+        site: Site,
+        sample: Sample | None = None,
     ) -> None:
         """Read the blocklist and open the work list; the network waits for `__enter__`."""
+        self.sample = sample
         self.dataset, self.config, self.retry, self.site = Folder(dataset), config, retry, site
         self.work_list = WorkList.open(self.dataset)
         self.under_way: dict[str, ShardUnderWay] = {}
@@ -100,20 +115,24 @@ class FetchWorker:
         return self.pump.unstarted < 2 * self.config.concurrency
 
     def _tell(self) -> None:
-        news, size = self.pump.take_news()
-        if news:
-            ok = news.pop("", 0)
-            self.site.report(samples_done("fetch", ok, news, size))
+        news = self.pump.take_news()
+        if news.ok or news.reasons:
+            counts = Counts.of(news.ok, news.reasons)
+            self.site.report(SamplesDone("fetch", counts, news.bytes_in, news.hosts))
 
     def _begin(self, name: str) -> None:
-        rows = self.retry.read(self.dataset, name) if self.retry else self.work_list.read(name)
+        output, was_lost_for = self.dataset, None
+        if self.sample is not None:
+            rows, output = self.sample.rows, self.sample.output
+        else:
+            rows, was_lost_for = read_rows(self.dataset, self.work_list, self.retry, name)
         under_way = ShardUnderWay(
             name,
             rows,
-            self.dataset,
+            output,
             self.config.encode_format,
             (*self.extra, "opt_out"),
-            only_healed=self.retry is not None,
+            was_lost_for,
         )
         self.under_way[name] = under_way
         jobs: list[Job] = []
@@ -160,6 +179,13 @@ class FetchWorker:
 
     def _note(self, text: str) -> None:
         self.site.report(Note("fetch", text, logging.WARNING))
+
+
+def read_rows(
+    dataset: Folder, work_list: WorkList, retry: RetryPlan | None, name: str
+) -> tuple[pa.Table, list[str] | None]:
+    """A shard's rows, and for those tried again the reasons they were lost for."""
+    return retry.read(dataset, name) if retry else (work_list.read(name), None)
 
 
 def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
