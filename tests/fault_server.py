@@ -18,8 +18,10 @@ DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 class FaultServer:
     """Serves until closed; `url` is its address. Raw sockets: the faults are below HTTP."""
 
-    def __init__(self, pictures: dict[str, bytes], robots: str | None = None) -> None:
-        self.pictures, self.robots = pictures, robots
+    def __init__(
+        self, pictures: dict[str, bytes], robots: str | None = None, address: str = "127.0.0.1"
+    ) -> None:
+        self.pictures, self.robots, self.address = pictures, robots, address
         self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.at_once = 0
@@ -52,7 +54,7 @@ class FaultServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=512)
+        server = await asyncio.start_server(self._connection, self.address, 0, backlog=512)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
@@ -107,7 +109,7 @@ class FaultServer:
         self, writer: asyncio.StreamWriter, status: int, body: bytes = b"", *headers: str
     ) -> None:
         head = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", f"Date: {DATE}", *headers]
-        writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + body)
+        writer.write(("\r\n".join(head) + "\r\n\r\n").encode() + body)
 
     async def on_img(self, writer: asyncio.StreamWriter, rest: str) -> None:
         body = self.pictures.get(rest.partition("?")[0])
@@ -219,5 +221,7 @@ class FaultServer:
     async def on_robots_txt(self, writer: asyncio.StreamWriter, rest: str) -> None:
         if self.robots is None:
             self.send(writer, 404, b"")
+        elif self.robots.startswith("http"):
+            self.send(writer, 302, b"", f"Location: {self.robots}")
         else:
             self.send(writer, 200, self.robots.encode())

@@ -74,6 +74,7 @@ _EXAMPLES = {
         "laionkit metadata ~/Pictures album",
     ),
     "fetch": (
+        "laionkit fetch my-set --dry-run",
         "laionkit fetch my-set --image-size 384",
         "laionkit fetch my-set --part 1/4        (on the first of four machines)",
     ),

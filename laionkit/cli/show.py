@@ -109,11 +109,10 @@ def stages(found: Sequence[StageStatus]) -> None:
                 ("host", "lost"), list(row.worst_hosts.items()), title=f"{row.stage}: worst hosts"
             )
         if row.tried_again:
-            console.print(
-                f"{row.stage}: {row.healed:,} of {row.tried_again:,} tries at lost links healed them; "
-                "they count as ok above",
-                markup=False,
+            healed = (
+                f"{row.stage}: {row.healed:,} of {row.tried_again:,} tries at lost links healed"
             )
+            console.print(f"{healed} them; they count as ok above", markup=False)
 
 
 def columns(found: Sequence[ColumnInfo]) -> None:

@@ -10,7 +10,6 @@ from laionkit.core.progress import Counts
 from laionkit.core.records import STAGE_FILE, StageRecords
 from laionkit.core.schemas import RECORDS
 
-
 WORST_HOSTS = 10
 
 

@@ -8,9 +8,15 @@ from laionkit.core.reasons import Reason
 
 MAX_URL_CHARS = 8192
 
-# What `ipaddress` calls global and still is a cloud's inside: Azure's wire server, and the block of
-# protocol assignments (RFC 6890), where Oracle keeps its metadata.
-_INSIDE = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_network("192.0.0.0/24"))
+# What `ipaddress` calls global and still is nobody's public server: Azure's wire server, the block
+# of protocol assignments (RFC 6890), where Oracle keeps its metadata, the relays of 6to4 (RFC 7526)
+# and the newer documentation block (RFC 9637).
+_INSIDE = tuple(
+    ipaddress.ip_network(block)
+    for block in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20")
+)
+# The middle of an ISATAP address (RFC 5214), whose last 32 bits are an IPv4 one.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -78,7 +84,7 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64:
+        if ip in _NAT64 or (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))

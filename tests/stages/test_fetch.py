@@ -9,12 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from laionkit.cli.progress import Tally
 from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
+from laionkit.core.progress import Event, SamplesDone, ShardDone, StageStarted
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.schemas import Reason
 from laionkit.core.shards import list_shards, read_contents
+from laionkit.core.status import status
+from laionkit.core.table import table
 from laionkit.ops.images import decode
 from laionkit.stages import fetch as stage
 from laionkit.stages.fetch import FetchConfig
@@ -185,7 +189,7 @@ def test_pictures_on_disk_are_read_in_place(tmp_path, server):
     assert (report.counts.ok, report.counts.reasons) == (4, {"decode_failed": 1})
 
 
-def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, server):
+def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, server, laionkit):
     urls = urls_of(server, 22)
     urls[3] = urls[14] = f"{server.url}/first/503/2/heals"
     urls[5] = f"{server.url}/status/500"
@@ -198,6 +202,7 @@ def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, se
     before = data_bytes(dataset)
     report = fetch(dataset, config.model_copy(update={"retry": True}))
     assert report.notes == ("2 of 3 links tried again healed, into new shards",)
+    assert (report.counts.ok, report.counts.reasons) == (2, {"http_server_error": 1})
     after = data_bytes(dataset)
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == {"00003.tar", "00003.parquet"}
@@ -207,6 +212,16 @@ def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, se
     assert again.notes == ("0 of 1 links tried again healed, into new shards",)
     assert data_bytes(dataset) == after
     assert len(StageRecords(Folder(dataset), "fetch").names()) == 4
+    (found,) = (row for row in status(dataset) if row.stage == "fetch")
+    assert (found.tried_again, found.healed) == (3, 2)
+    assert (found.counts.seen, found.counts.ok) == (22, 20)
+    assert found.counts.reasons == {"http_not_found": 1, "http_server_error": 1}
+    assert found.worst_hosts == {"127.0.0.1": 4}
+    rows = table(dataset).filter("status = 'success'")
+    assert len(rows.fetchall()) == 20
+    shown = laionkit("status", dataset).out
+    assert "2 of 3 tries at lost links healed them" in shown
+    assert "127.0.0.1" in shown
 
 
 def test_real_photographs_pass_through(tmp_path, real_data):
@@ -246,3 +261,29 @@ def test_the_engine_img2dataset_keeps_the_same_contract(tmp_path, server):
 def test_settings_that_img2dataset_cannot_follow_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="compute_phash=True needs --engine laionkit"):
         fetch(str(tmp_path), FetchConfig(engine="img2dataset", compute_phash=True))
+
+
+def test_the_run_tells_rate_bandwidth_time_left_reasons_and_worst_hosts(tmp_path, server):
+    urls = [*urls_of(server, 9), f"{server.url}/status/404", "http://localhost:1/refused"]
+    dataset = make_dataset(tmp_path, urls, 100)
+    seen = Seen()
+    config = FetchConfig(**{**CALM, "retries": 0})
+    stage.fetch(dataset, config, runner=Runner(workers=1, progress=seen))
+    tally = Tally(next(event for event in seen.events if isinstance(event, StageStarted)))
+    for event in seen.events:
+        if isinstance(event, SamplesDone | ShardDone):
+            tally.take(event)
+    assert (tally.seen, tally.ok, tally.shards) == (11, 9, 1)
+    assert tally.hosts == {"127.0.0.1": 1, "localhost": 1}
+    assert tally.mbps() > 0
+    assert tally.eta_s() == 0
+    for word in ("/s", "81.8% ok", "Mbps", " lost 1"):
+        assert word in tally.text()
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)

@@ -5,14 +5,17 @@ it streams; one deadline covers the whole. What the server announces is never tr
 """
 
 import asyncio
+import ipaddress
 import ssl
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
+from yarl import URL
 
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.backends.http.resolver import CheckedResolver, Lookup, LookupFailed
@@ -157,15 +160,28 @@ class HttpClient:
                 return Answer(None, Reason.TIMEOUT, "no answer of the resolver")
         return await self.fetch(url)
 
-    async def _follow(self, url: str) -> Answer:
+    def _get(self, target: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Begin a request, once the host that aiohttp will connect to has been judged.
+
+        yarl maps ideographic dots and full-width digits, so that ``127。0。0。1`` is an address
+        for aiohttp, which then asks no resolver.
+        """
         assert self._session is not None, "open the client first"
+        url = URL(target)
+        host = url.raw_host or ""
+        if _is_address(host) and not self.policy.is_public(host):
+            detail = f"{host} is not a public address"
+            raise Refused(Answer(None, Reason.ADDRESS_REFUSED, detail))
+        return self._session.get(url, allow_redirects=False)
+
+    async def _follow(self, url: str) -> Answer:
         for _ in range(self.limits.max_redirects + 1):
             target = self.policy.admit(url)
             if isinstance(target, Denied):
                 raise Refused(Answer(None, target.reason, target.detail))
             if self._robots is not None and not await self._robots.allows(target):
                 raise Refused(Answer(None, Reason.ROBOTS_DISALLOWED, "its robots.txt forbids it"))
-            async with self._session.get(target, allow_redirects=False) as response:
+            async with self._get(target) as response:
                 if response.status not in _REDIRECTS:
                     return await self._take(response)
                 location = response.headers.get("Location")
@@ -178,13 +194,12 @@ class HttpClient:
 
     async def _ask_robots(self, url: str) -> tuple[int, str]:
         """Status and text of a robots.txt, redirects followed. Raises as a link's request does."""
-        assert self._session is not None, "open the client first"
         async with asyncio.timeout(self.limits.timeout_s):
             for _ in range(MAX_ROBOTS_REDIRECTS + 1):
                 target = self.policy.admit(url)
                 if isinstance(target, Denied):
                     break
-                async with self._session.get(target, allow_redirects=False) as response:
+                async with self._get(target) as response:
                     location = response.headers.get("Location")
                     if response.status not in _REDIRECTS or not location:
                         return response.status, await _read_text(response)
@@ -222,6 +237,14 @@ class HttpClient:
             if self._throttle is not None:
                 self._throttle.took(len(chunk))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 async def _read_text(response: aiohttp.ClientResponse) -> str:

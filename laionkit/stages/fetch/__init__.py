@@ -54,7 +54,7 @@ def fetch(
             for task in tasks
             if runner.is_mine(task.shard) and not records.finished(task.shard, task.inputs)
         ]
-        return dry_run(folder, config, runner, left, plan)
+        return _after(folder, None, dry_run(folder, config, runner, left, plan), runner)
     opener = functools.partial(_open_worker, dataset, config, plan)
     report = runner.run(records, config, tasks, opener, workers=os.cpu_count() or 1)
     return _after(folder, plan, report, runner)
@@ -131,9 +131,10 @@ def _after(
     notes = []
     refused = report.counts.reasons.get(str(Reason.ADDRESS_REFUSED), 0)
     if refused:
+        again = "" if report.extra.get("dry_run") else " --fresh --yes"
         notes.append(
             f"{refused} links lead to private addresses, which are refused: if they are your own "
-            "servers, fetch again with --allow-private --fresh --yes"
+            f"servers, fetch again with --allow-private{again}"
         )
     if plan is not None:
         tried = drop_empty(folder, plan)

@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -145,6 +146,10 @@ class FetchWorker:
                 jobs.append(job)
             else:
                 under_way.finish_row(index, job)
+        if was_lost_for is not None:
+            # Were the links that fail again always asked for first, they would park their host
+            # each time, and those behind them would never have their turn.
+            random.shuffle(jobs)
         self.pump.submit(under_way, jobs)
 
     def _expected(self, rows: pa.Table) -> list[str | None]:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -63,23 +64,81 @@ def test_rebinding_gains_nothing_since_the_checked_address_is_the_one_connected_
     assert server.connections == before
 
 
-def test_every_hop_of_a_redirect_is_judged(server):
-    for target in ("http://10.0.0.1/x", "http://localhost:1/x", "file:///etc/passwd", "gopher://x"):
-        # The first hop must reach the server on loopback: only later ones are checked here.
-        config = FetchConfig(robots_txt=False)
-        policy = make_policy(config)
-        admit = policy.admit
-        open_door = f"http://127.0.0.1:{server.port}/to/{target}"
+# Hosts that lead inside, in every spelling that a parser, a resolver or aiohttp may take for one.
+INSIDE = (
+    *("127.0.0.1", "127.0.0.1.", "2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "0.0.0.0"),
+    *("127。0。0。1", "１２７.0.0.1", "localhost", "user:word@127.0.0.1"),
+    *("10.0.0.1", "192.168.0.1", "169.254.169.254", "100.100.100.200", "168.63.129.16"),
+    *("[::1]", "[::]", "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[64:ff9b::7f00:1]"),
+    *("[2002:7f00:1::]", "[2001:4860::5efe:127.0.0.1]", "[fe80::1]", "[fd00:ec2::254]"),
+)
 
-        async def run(policy=policy, admit=admit, open_door=open_door) -> Answer:
-            from dataclasses import replace
 
-            lenient = replace(policy, admit=lambda url: url if url == open_door else admit(url))
-            async with HttpClient(ClientLimits(), lenient) as client:
-                return await client.fetch(open_door)
+def through_an_open_door(server: FaultServer, target: str, robots_txt: bool = False) -> Answer:
+    """Fetch a link whose first hop may be the server on loopback, and whose next is `target`."""
+    policy = make_policy(FetchConfig(robots_txt=robots_txt))
+    door = "http://door.example/"
 
-        answer = asyncio.run(run())
-        assert answer.reason in (Reason.ADDRESS_REFUSED, Reason.SCHEME_REFUSED), target
+    def is_public(address: str) -> bool:
+        return address == "127.0.0.77" or policy.is_public(address)
+
+    async def lookup(host: str, port: int) -> list[str]:
+        if host == "door.example":
+            return ["127.0.0.77"]
+        return [str(e[4][0]) for e in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+    async def run() -> Answer:
+        lenient = replace(policy, is_public=is_public)
+        async with HttpClient(ClientLimits(5.0), lenient, lookup=lookup) as client:
+            return await client.fetch(f"{door[:-1]}:{server.port}/to/{target}")
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def door():
+    """A server on all of loopback, so that its first hop has an address of its own."""
+    with FaultServer({"a.jpg": picture(1)}, address="0.0.0.0") as running:
+        yield running
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_no_spelling_of_an_inner_address_is_connected_to_on_any_hop(door, host):
+    name, _, place = host.rpartition("@")
+    target = f"http://{name + '@' if name else ''}{place}:{door.port}/ok"
+    (answer,) = ask([target], robots_txt=False)
+    assert answer.reason == Reason.ADDRESS_REFUSED
+    before = door.requests.total()
+    answer = through_an_open_door(door, target)
+    assert answer.reason == Reason.ADDRESS_REFUSED, answer.detail
+    assert door.requests.total() == before + 1  # the door itself
+    assert door.requests["/ok"] == 0
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://x/y", "gopher://x", "data:,x"])
+def test_no_redirect_leaves_http(door, target):
+    assert through_an_open_door(door, target).reason == Reason.SCHEME_REFUSED
+
+
+def test_a_robots_txt_cannot_redirect_inside_either(door):
+    door.robots = f"http://127。0。0。1:{door.port}/inner"
+    answer = through_an_open_door(door, f"http://door.example:{door.port}/ok", robots_txt=True)
+    door.robots = None
+    assert door.requests["/robots.txt"] == 1
+    assert door.requests["/inner"] == 0
+    assert answer.reason == Reason.ADDRESS_REFUSED
+
+
+def test_a_name_in_another_script_is_looked_up_in_its_ascii_form(door):
+    names = []
+
+    async def lookup(host: str, port: int) -> list[str]:
+        names.append(host)
+        return ["127.0.0.1"]
+
+    (answer,) = ask([f"http://bücher.example:{door.port}/ok"], lookup, allow_private=True)
+    assert answer.body is not None
+    assert names == ["xn--bcher-kva.example"]
 
 
 def test_robots_txt_is_read_once_and_honoured_unless_switched_off(server):
