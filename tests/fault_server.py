@@ -155,6 +155,12 @@ class FaultServer:
         await asyncio.sleep(float(rest.partition("/")[0]))
         await self.on_ok(writer, "")
 
+    async def on_after(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        """/after/N/ID: the picture, once /ok was asked for N times."""
+        while self.requests["/ok"] < int(rest.partition("/")[0]):
+            await asyncio.sleep(0.01)
+        await self.on_ok(writer, "")
+
     async def on_drip(self, writer: asyncio.StreamWriter, rest: str) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
         for _ in range(600):
@@ -199,8 +205,8 @@ class FaultServer:
         self.send(writer, 200, b"")
 
     async def on_header(self, writer: asyncio.StreamWriter, rest: str) -> None:
-        """/header/NAME: VALUE sends that header with the picture."""
-        self.send(writer, 200, self.small, rest)
+        """/header/NAME: VALUE|NAME: VALUE sends those headers with the picture."""
+        self.send(writer, 200, self.small, *rest.split("|"))
 
     async def on_http10(self, writer: asyncio.StreamWriter, rest: str) -> bool:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + self.small)

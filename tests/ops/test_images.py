@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+import struct
+import sys
 
 import numpy as np
 import pytest
@@ -130,6 +132,99 @@ def test_an_embedded_profile_is_converted_to_srgb():
     broken = decode(encoded(image, "PNG", icc_profile=b"no profile")).rgb
     other_space = decode(encoded(image, "PNG", icc_profile=xyz.tobytes())).rgb
     assert broken[0, 0].tolist() == other_space[0, 0].tolist() == [120, 60, 200]
+
+
+# Primaries (x, y) of red, green and blue, and the exponent: Adobe RGB (1998), 4.3.1, and SMPTE
+# RP 431-2 with the white of sRGB, which is Display P3 (its curve simplified to an exponent).
+ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), 2.19921875)
+DISPLAY_P3 = ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), 2.2)
+SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+D65, D50 = np.array([0.95047, 1.0, 1.08883]), np.array([0.9642, 1.0, 0.8249])
+BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+
+
+def to_xyz(primaries) -> np.ndarray:
+    """Linear RGB of these primaries and white D65 to XYZ: a column for each primary."""
+    columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries[:3]]).T
+    return columns * np.linalg.solve(columns, D65)
+
+
+def icc_profile(space) -> bytes:
+    """An ICC version 2 matrix profile (ICC.1:2001-04), adapted to D50 as the standard asks."""
+    adapt = np.linalg.inv(BRADFORD) @ np.diag((BRADFORD @ D50) / (BRADFORD @ D65)) @ BRADFORD
+    fixed = lambda values: b"".join(struct.pack(">i", round(v * 65536)) for v in values)  # noqa: E731
+    text = b"wide space\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78),
+        b"cprt": b"text" + bytes(4) + b"none\0",
+        b"wtpt": b"XYZ " + bytes(4) + fixed(D50),
+    }
+    for name, column in zip((b"r", b"g", b"b"), (adapt @ to_xyz(space)).T, strict=True):
+        tags[name + b"XYZ"] = b"XYZ " + bytes(4) + fixed(column)
+        tags[name + b"TRC"] = b"curv" + bytes(4) + struct.pack(">IH", 1, round(space[3] * 256))
+    table, data, place = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">2I", place + len(data), len(value))
+        data += value
+    head = struct.pack(
+        ">I4sI4s4s4s", place + len(data), bytes(4), 0x02100000, b"mntr", b"RGB ", b"XYZ "
+    )
+    head = head.ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + fixed(D50)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + data
+
+
+def in_srgb(rgb, space) -> np.ndarray:
+    """What colours of another space are in sRGB (IEC 61966-2-1), by the book."""
+    linear = (np.asarray(rgb) / 255) ** space[3]
+    linear = np.linalg.inv(to_xyz(SRGB_PRIMARIES)) @ to_xyz(space) @ linear
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("space", [ADOBE_RGB, DISPLAY_P3])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+@pytest.mark.parametrize(
+    "colour", [(120, 60, 200), (180, 90, 70), (120, 150, 130), (128, 128, 128)]
+)
+def test_colours_of_a_wide_space_come_out_as_srgb(space, kind, colour):
+    exact = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+        "WEBP": {"lossless": True},
+    }
+    image = Image.new("RGB", (16, 16), colour)
+    options = {"icc_profile": icc_profile(space), **exact.get(kind, {})}
+    got = decode(encoded(image, kind, **options)).rgb[8, 8]
+    wanted = in_srgb(colour, space)
+    assert np.abs(got - wanted).max() <= 3, (got, wanted)
+    if colour != (128, 128, 128):
+        assert np.abs(np.array(colour) - wanted).max() > 6  # the profile does matter
+
+
+def test_heic_decodes_with_its_extra():
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    file = io.BytesIO()
+    pillow_heif.from_pillow(gradient(64, 48)).save(file, quality=95)
+    data = file.getvalue()
+    assert sniff(data) == "heic"
+    picture = decode(data)
+    assert (picture.format, picture.original_width, picture.original_height) == ("heic", 64, 48)
+    assert np.abs(picture.rgb.astype(int) - np.asarray(gradient(64, 48))).mean() < 6
+    with pytest.raises(PictureError) as caught:
+        decode(data[: len(data) // 2])
+    assert caught.value.reason in (Reason.TRUNCATED_IMAGE, Reason.DECODE_FAILED)
+
+
+def test_heic_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != "HEIF"})
+    with pytest.raises(PictureError, match=r"pip install laionkit\[heic\]") as caught:
+        decode(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert caught.value.reason == Reason.FORMAT_REFUSED
 
 
 def test_a_cmyk_picture_comes_out_as_rgb(real_data):

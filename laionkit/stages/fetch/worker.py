@@ -174,7 +174,7 @@ class FetchWorker:
             config.verify_tls,
             user_agent(config.contact),
         )
-        rate = config.max_mbps * 125_000 / self.site.share
+        rate = bytes_per_s(config, self.site)
         return HttpClient(
             limits,
             make_policy(config),
@@ -207,6 +207,11 @@ def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
         decode_timeout_s=config.decode_timeout_s,
         codec_threads=max(1, min(8, cores // site.workers) + 1),
     )
+
+
+def bytes_per_s(config: FetchConfig, site: Site) -> float:
+    """This process's share of the bandwidth; 0 where none is set."""
+    return config.max_mbps * 125_000 / site.share
 
 
 def image_maker(config: FetchConfig) -> ImageMaker:
