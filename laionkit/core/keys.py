@@ -7,8 +7,9 @@ retried sample keeps its key though it lies in a later shard.
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from laionkit.core.errors import ConfigError
 
@@ -65,8 +66,13 @@ class KeyScheme:
 
     def keys(self, shard: int, rows: int) -> pa.StringArray:
         """Spell the keys of a shard's first `rows` rows."""
-        indices = _indices(self.shard_size, self.index_digits).slice(0, rows)
-        return pc.binary_join_element_wise(self.shard_name(shard), indices, "")
+        prefix = np.frombuffer(self.shard_name(shard).encode(), np.uint8)
+        width = len(prefix) + self.index_digits
+        letters = np.empty((rows, width), np.uint8)
+        letters[:, : len(prefix)] = prefix
+        letters[:, len(prefix) :] = _indices(self.shard_size, self.index_digits)[:rows]
+        offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(width)
+        return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(letters))
 
     def split(self, key: str) -> tuple[int, int]:
         """Return (shard number, index) of a key of this scheme."""
@@ -74,5 +80,7 @@ class KeyScheme:
 
 
 @functools.lru_cache(maxsize=4)
-def _indices(shard_size: int, digits: int) -> pa.StringArray:
-    return pa.array([f"{i:0{digits}d}" if digits else "" for i in range(shard_size)], pa.string())
+def _indices(shard_size: int, digits: int) -> NDArray[np.uint8]:
+    """The digits of each index of a shard as ASCII, (shard_size, digits)."""
+    powers = 10 ** np.arange(digits - 1, -1, -1)
+    return (np.arange(shard_size)[:, None] // powers % 10 + ord("0")).astype(np.uint8)

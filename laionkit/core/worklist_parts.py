@@ -1,12 +1,12 @@
 """Writes the work list: rows in, parts of whole shards out, keys assigned on the way."""
 
 import contextlib
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laionkit.core.ahead import OneAhead
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.core.keys import KeyScheme
 from laionkit.core.schemas import METADATA
@@ -46,8 +46,7 @@ class PartWriter:
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
         self._open: _OpenPart | None = None
-        self._encoder = ThreadPoolExecutor(1)  # one shard is encoded while the next rows come
-        self._encoding: Future[None] | None = None
+        self._encoder = OneAhead()  # shards are encoded while the next rows come
 
     def add(self, table: pa.Table) -> None:
         """Take rows; whole shards are written at once."""
@@ -58,16 +57,15 @@ class PartWriter:
             return
         rows = pa.concat_tables(self._waiting)
         whole = rows.num_rows // size * size
-        for start in range(0, whole, size):
-            self._hand_over(rows.slice(start, size))
+        self._encoder.hand_over(self._write_shards, rows.slice(0, whole))
         rest = rows.slice(whole)
         self._waiting, self._rows_waiting = ([rest] if rest.num_rows else []), rest.num_rows
 
     def finish(self) -> list[Part]:
         """Write what waits and close the last part. At least one part comes of it."""
         if self._rows_waiting:
-            self._hand_over(pa.concat_tables(self._waiting))
-        self._wait()
+            self._encoder.hand_over(self._write_shards, pa.concat_tables(self._waiting))
+        self._encoder.wait()
         if self._open is None and not self.parts:
             self._open = self._begin_part()
         self._end_part()
@@ -79,19 +77,14 @@ class PartWriter:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Throw the open part away."""
-        self._encoder.shutdown()
+        self._encoder.close()
         if self._open is not None:
             self._open.discard()
             self._open = None
 
-    def _hand_over(self, rows: pa.Table) -> None:
-        self._wait()
-        self._encoding = self._encoder.submit(self._write, rows)
-
-    def _wait(self) -> None:
-        if self._encoding is not None:
-            self._encoding.result()
-            self._encoding = None
+    def _write_shards(self, rows: pa.Table) -> None:
+        for start in range(0, rows.num_rows, self.scheme.shard_size):
+            self._write(rows.slice(start, self.scheme.shard_size))
 
     def _write(self, rows: pa.Table) -> None:
         if self._open is None:
@@ -140,6 +133,7 @@ class _OpenPart:
         )
 
     def write(self, table: pa.Table) -> None:
+        table = table.combine_chunks()  # pages must not hang on how the rows came
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.shards += 1
         self.rows += table.num_rows

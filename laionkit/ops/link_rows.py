@@ -65,9 +65,6 @@ def with_trimmed_urls(rows: pa.Table) -> pa.Table:
     """Rows whose links have lost the space around them."""
     if "url" not in rows.column_names:
         return rows
-    spaced = pc.match_substring_regex(rows["url"], r"^\s|\s$")
-    if not pc.any(spaced).as_py():
-        return rows
     return _set(rows, "url", pc.utf8_trim_whitespace(rows["url"]))
 
 

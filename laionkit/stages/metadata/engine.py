@@ -7,7 +7,7 @@ and terms that ``parse_where`` printed reach it, and it can open no file.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -38,11 +38,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scanned:
-    """Some rows of a scan with ROW, CODE and VALUE beside them; or counts alone."""
+    """Some rows of a scan: kept ones with ROW, or what the ledger says of dropped ones.
 
-    rows: pa.Table | None
-    counts: dict[int, int]
-    kept_null: dict[str, int]
+    `dropped` has ROW, ``link``, CODE and VALUE; `counts` numbers by code the rows
+    that are not written down.
+    """
+
+    kept: pa.Table | None = None
+    dropped: pa.Table | None = None
+    counts: dict[int, int] = field(default_factory=dict)
+    kept_null: dict[str, int] = field(default_factory=dict)
 
 
 class LinkEngine:
@@ -54,6 +59,8 @@ class LinkEngine:
         self._con.execute(f"SET memory_limit = '{memory_mb}MB'")
         self._con.execute("SET temp_directory = $1", [str(scratch / "spill")])
         self._con.execute("SET enable_progress_bar = false")
+        # Rows are streamed while those before are written: by default 10 MB wait.
+        self._con.execute("SET streaming_buffer_size = '32MB'")
         # A parquet file's statistics leave NaN out, so that DuckDB folds isnan and
         # nullif(x, 'nan') to "there is none": a safety filter would let NaN pass.
         self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
@@ -113,39 +120,25 @@ class LinkEngine:
     ) -> Iterator[Scanned]:
         """Judge a local parquet file where it lies, reading what a verdict needs and no more.
 
-        `picks` is SQL of the columns of `schema`. With `full`, every row comes with its code and
-        value; else rows that meet the conditions alone, and before them the number of rows of
-        each other code.
+        `picks` is SQL of the columns of `schema`. The dropped rows come first, then the kept ones,
+        each in order. With `full` the dropped ones come as rows, else as counts: then the
+        conditions, which seldom need a wide column, are asked of all rows, and the other steps
+        of those that meet them.
         """
         source = f"read_parquet({quote_text(path)}, file_row_number = true)"
         rows = f"SELECT {picks}, file_row_number AS {ROW} FROM {source}"
         seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
-        names = ", ".join(quote_name(name) for name in schema.names)
         con = self._con.cursor()  # others insert on the connection while this one streams
         with contextlib.closing(con), self.deadline(WHOLE_TIMEOUT_S, con):
-            if not full and verdict.conditions != "0":
+            if full:
+                yield from _dropped(con, seen, verdict, schema)
+            elif verdict.conditions != "0":
                 counted = con.execute(
-                    f"SELECT code, count(*) FROM (SELECT {verdict.conditions} AS code "
-                    f"FROM ({seen})) WHERE code > 0 GROUP BY 1 ORDER BY 1"
+                    f"SELECT {CODE}, count(*) FROM (SELECT {verdict.conditions} AS {CODE} "
+                    f"FROM ({seen})) WHERE {CODE} > 0 GROUP BY 1 ORDER BY 1"
                 ).fetchall()
-                yield Scanned(None, dict(counted), {})
-            value = f"CASE WHEN {CODE} > 0 THEN {verdict.value} END" if full else "NULL"
-            where = "" if full else f" WHERE {verdict.conditions} = 0"
-            nulls = "".join(
-                f", ({CODE} = 0 AND {sql}) AS {INNER_PREFIX}null{i}"
-                for i, sql in enumerate(verdict.kept_null.values())
-            )
-            reader = con.sql(
-                f"SELECT {names}, {ROW}, {CODE}::USMALLINT AS {CODE}, {value} AS {VALUE}{nulls} "
-                f"FROM (SELECT *, {verdict.code} AS {CODE} FROM ({seen}){where})"
-            ).to_arrow_reader(SCAN_ROWS)
-            for batch in reader:
-                table = pa.Table.from_batches([batch])
-                kept_null = {
-                    name: pc.sum(table[f"{INNER_PREFIX}null{i}"]).as_py() or 0
-                    for i, name in enumerate(verdict.kept_null)
-                }
-                yield Scanned(table, {}, {n: count for n, count in kept_null.items() if count})
+                yield Scanned(counts=dict(counted))
+            yield from _kept(con, seen, verdict, schema, count=not full)
 
     def load_list(self, name: str, tables: Iterator[pa.Table]) -> None:
         """Make a list ``name`` of (kind, value, place), where `tables` come from."""
@@ -247,6 +240,50 @@ class LinkEngine:
             raise ConfigError(f"--where: {_one_line(error)}") from error
         finally:
             timer.cancel()
+
+
+def _dropped(
+    con: duckdb.DuckDBPyConnection, seen: str, verdict: Verdict, schema: pa.Schema
+) -> Iterator[Scanned]:
+    """What the ledger says of each row that a verdict drops."""
+    links = [name for name in ("url", "path") if name in schema.names]
+    found = con.sql(
+        f"SELECT {ROW}, coalesce({', '.join(links)}) AS link, {CODE}::USMALLINT AS {CODE}, "
+        f"{verdict.value} AS {VALUE} FROM (SELECT *, {verdict.code} AS {CODE} FROM ({seen})) "
+        f"WHERE {CODE} > 0"
+    )
+    for batch in found.to_arrow_reader(SCAN_ROWS):
+        yield Scanned(dropped=pa.Table.from_batches([batch]))
+
+
+def _kept(
+    con: duckdb.DuckDBPyConnection, seen: str, verdict: Verdict, schema: pa.Schema, *, count: bool
+) -> Iterator[Scanned]:
+    """The rows that a verdict keeps; with `count`, how many a step after the conditions drops."""
+    names = ", ".join(quote_name(name) for name in schema.names)
+    nulls = "".join(
+        f", ({CODE} = 0 AND {sql}) AS {INNER_PREFIX}null{i}"
+        for i, sql in enumerate(verdict.kept_null.values())
+    )
+    found = con.sql(
+        f"SELECT {names}, {ROW}, {CODE}::USMALLINT AS {CODE}{nulls} FROM (SELECT *, "
+        f"{verdict.code} AS {CODE} FROM ({seen}) WHERE {verdict.conditions} = 0)"
+    )
+    for batch in found.to_arrow_reader(SCAN_ROWS):
+        rows = pa.Table.from_batches([batch])
+        codes = rows[CODE].to_numpy()
+        late = {c: n for c, n in enumerate(np.bincount(codes).tolist()) if c and n}
+        kept_null = {
+            name: pc.sum(rows[f"{INNER_PREFIX}null{i}"]).as_py() or 0
+            for i, name in enumerate(verdict.kept_null)
+        }
+        if late:
+            rows = rows.filter(pa.array(codes == 0))
+        yield Scanned(
+            kept=rows.select([*schema.names, ROW]),
+            counts=late if count else {},
+            kept_null={name: n for name, n in kept_null.items() if n},
+        )
 
 
 def _nan_as_null(schema: pa.Schema) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laionkit.core.ahead import OneAhead
 from laionkit.core.files import Folder, Written
 from laionkit.core.schemas import METADATA, Reason
 
@@ -19,6 +20,7 @@ SCHEMA = pa.schema(
         ("value", pa.string()),
     ]
 )
+GROUP_ROWS = 131_072
 
 
 class Ledger:
@@ -38,18 +40,29 @@ class Ledger:
         self._folder, self._reasons = folder, reasons
         self._sources = pa.array(list(sources), pa.string())
         self._stack = contextlib.ExitStack()
+        self._encoder = OneAhead()  # a row group is encoded while the next rows come
+        self._waiting: list[pa.Table] = []
+        self._rows_waiting = 0
 
     def __enter__(self) -> "Ledger":
         """Open the file, which appears only once it is finished."""
         if self.full:
             self._file = self._stack.enter_context(self._folder.create(self.path))
             self._writer = self._stack.enter_context(
-                pq.ParquetWriter(self._file, SCHEMA, compression="zstd", compression_level=1)
+                pq.ParquetWriter(
+                    self._file,
+                    SCHEMA,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=["source", "reason"],
+                    column_encoding={"row": "DELTA_BINARY_PACKED"},
+                )
             )
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Throw the file away where it was not finished."""
+        self._encoder.close()
         self._stack.__exit__(kind, error, trace)  # type: ignore[arg-type]
 
     def add(
@@ -80,7 +93,13 @@ class Ledger:
             ],
             schema=SCHEMA,
         )
-        self._writer.write_table(table)
+        self._waiting.append(table)
+        self._rows_waiting += table.num_rows
+        if self._rows_waiting >= GROUP_ROWS:
+            whole = self._rows_waiting // GROUP_ROWS * GROUP_ROWS
+            waiting = pa.concat_tables(self._waiting)
+            self._encoder.hand_over(self._write, waiting.slice(0, whole))
+            self._waiting, self._rows_waiting = [waiting.slice(whole)], self._rows_waiting - whole
 
     def count(self, codes: Mapping[int, int]) -> None:
         """Count dropped rows that nobody writes down: code → rows."""
@@ -97,10 +116,19 @@ class Ledger:
 
     def finish(self) -> Written | None:
         """Close the file; None where only counts are wanted."""
-        self._stack.close()
         if not self.full:
             return None
+        if self._rows_waiting:
+            self._encoder.hand_over(self._write, pa.concat_tables(self._waiting))
+        self._encoder.wait()
+        self._stack.close()
         return Written(self.path, self._file.size, self._file.digest.hexdigest())
+
+    def _write(self, rows: pa.Table) -> None:
+        """Encode row groups; their bytes hang on the rows alone, not on how they came."""
+        for start in range(0, rows.num_rows, GROUP_ROWS):
+            group = rows.slice(start, GROUP_ROWS).unify_dictionaries().combine_chunks()
+            self._writer.write_table(group, GROUP_ROWS)
 
 
 UNREADABLE = Reason.MALFORMED_ROW.value

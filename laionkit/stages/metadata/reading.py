@@ -17,10 +17,8 @@ from laionkit.core.worklist import WorkList
 from laionkit.core.worklist_parts import Part, PartWriter
 from laionkit.ops.laion_schemas import Reading
 from laionkit.ops.link_filters import (
-    CODE,
     ROW,
     SOURCE,
-    VALUE,
     Reasons,
     Verdict,
     build_verdict,
@@ -187,17 +185,13 @@ class Reader:
         table, schema, sink = self.plan.tables[number], self.plan.schema, self.sink
         for found in engine.scan(table.name, picks, verdict, schema, full=sink.ledger.full):
             self._note_nulls(found.kept_null)
-            sink.ledger.count(found.counts)
-            lost = Counts.of(0, {self.reasons.names[c]: n for c, n in found.counts.items()})
-            kept = 0
-            if found.rows is not None:
-                codes = found.rows[CODE].to_numpy()
-                numbers = found.rows[ROW].to_numpy()
-                rows = found.rows.select(schema.names).cast(schema)
-                rows = sink.drop(number, rows, numbers, codes, found.rows[VALUE])
+            kept, lost = 0, sink.count(found.counts)
+            if found.dropped is not None:
+                lost = sink.note(number, found.dropped)
+            if found.kept is not None:
+                rows = found.kept.select(schema.names).cast(schema)
                 rows = self.preparer.finish(reading, rows)
-                kept = sink.keep(number, rows, numbers[codes == 0])
-                lost = sink.lost(codes)
+                kept = sink.keep(number, rows, found.kept[ROW].to_numpy())
             self.runner.progress.emit(SamplesDone(METADATA, Counts.of(kept, lost.reasons)))
 
     def _verdict(self, reading: Reading) -> Verdict:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import Reason
 from laionkit.core.worklist_parts import PartWriter
-from laionkit.ops.link_filters import ROW, SOURCE, Reasons
+from laionkit.ops.link_filters import CODE, ROW, SOURCE, VALUE, Reasons
 from laionkit.stages.metadata.ledger import UNREADABLE, Ledger
 
 if TYPE_CHECKING:
@@ -55,6 +55,18 @@ class Sink:
         values = values.filter(gone) if self.ledger.full and values is not None else None
         self.ledger.add(source, numbers[~keep], links, codes[~keep], values)
         return rows.filter(pa.array(keep))
+
+    def count(self, codes: dict[int, int]) -> Counts:
+        """Count dropped rows that are not written down: code → rows."""
+        self.ledger.count(codes)
+        return Counts.of(0, {self.reasons.names[c]: n for c, n in codes.items()})
+
+    def note(self, source: int, dropped: pa.Table) -> Counts:
+        """Note dropped rows of a scan: ROW, ``link``, CODE and VALUE."""
+        codes = dropped[CODE].to_numpy()
+        numbers = dropped[ROW].to_numpy()
+        self.ledger.add(source, numbers, dropped["link"], codes, dropped[VALUE])
+        return self.lost(codes)
 
     def drop_unreadable(self, source: int, batch: "Batch") -> None:
         """Note what was no row at all."""
