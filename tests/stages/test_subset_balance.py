@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from laionkit.backends.clip import load_model
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.ops.images import decode
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset import SubsetConfig, subset
@@ -73,6 +73,15 @@ def test_captions_are_balanced_by_a_list_of_entries(dataset, tmp_path, form):
     other = run(dataset, f"seed-{form}", balance=str(listed), balance_cap=10, shuffle_seed=5)
     assert kept(dataset, f"seed-{form}") != left
     assert other.counts.adds_up()
+
+
+def test_a_changed_list_is_another_recipe(dataset, tmp_path):
+    listed = tmp_path / "entries.txt"
+    listed.write_text("dog")
+    run(dataset, "dogs", balance=str(listed))
+    listed.write_text("fox")
+    with pytest.raises(StaleOutput, match="content of balance"):
+        run(dataset, "dogs", balance=str(listed))
 
 
 def test_a_list_that_is_none_says_so(dataset, tmp_path):
