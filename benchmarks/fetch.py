@@ -29,7 +29,7 @@ from benchmarks.fetch_codec import codec_floor_ms
 from benchmarks.fetch_runs import Run, Server, links, run_ours, run_peer, serve
 
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
-SMALL, LARGE = 1000, 12_000
+SMALL, LARGE = 1000, 11_000
 OURS, WHOLE, PEER, NEWER = "laionkit", "laionkit with metadata", "img2dataset", "img2dataset newer"
 # Rows a shard, so that a small run fills two processes too; ours come in powers of ten. Shards
 # much smaller than a thousand would charge img2dataset a thread pool each.

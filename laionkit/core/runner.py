@@ -7,10 +7,12 @@ A stage hands over a worker: opened once per process with what is costly, then f
 an iterator, from which it may take several before it yields the first outcome.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -385,7 +387,8 @@ class _Child:
 
 
 def _child_main(pipe: Connection, open_worker: OpenWorker, site: Site) -> None:
-    """Run one worker in a child process, talking to the parent over `pipe`."""
+    """Run one worker in a child process, talking to the parent over `pipe`. Never returns."""
+    gc.freeze()  # what is loaded stays: the collector need not look at it again and again
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it terminates us
     lock = threading.Lock()
 
@@ -414,6 +417,10 @@ def _child_main(pipe: Connection, open_worker: OpenWorker, site: Site) -> None:
         if is_disk_full(error):
             send("stop", _disk_full(str(error)))
         send("failed", (_one_line(error), traceback.format_exc()))
+    # Nothing is left to do, and ending the interpreter would walk all that it ever loaded.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _feed(take: Callable[[], str | None], in_flight: set[str]) -> Iterator[str]:

@@ -154,7 +154,7 @@ class ShardUnderWay:
             columns[name] = (
                 rows.column("key")
                 if name == "key"
-                else pa.array([_value(found, name) for found in results], kind)
+                else _column([_value(found, name) for found in results], kind)
             )
         return pa.table(columns)
 
@@ -193,6 +193,16 @@ class ShardUnderWay:
             "status_dict": {"success": counts.ok, **counts.reasons},
         }
         return self.dataset.write_json(f"{SHARDS}/{self.name}_stats.json", stats)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Texts or whole numbers as a column.
+
+    `pa.array` would load pandas to see whether a list is a series: 0.3 s and 40 MB a process.
+    """
+    builder = pa.lib.StringBuilder()
+    builder.append_values([None if value is None else str(value) for value in values])
+    return builder.finish().cast(kind)
 
 
 def _value(found: Found, name: str) -> Any:
