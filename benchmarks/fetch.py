@@ -33,7 +33,8 @@ SMALL, LARGE = 1000, 11_000
 OURS, WHOLE, PEER, NEWER = "laionkit", "laionkit with metadata", "img2dataset", "img2dataset newer"
 # Rows a shard, so that a small run fills two processes too; ours come in powers of ten. Shards
 # much smaller than a thousand would charge img2dataset a thread pool each.
-SHARDS = {SMALL: {OURS: 100, PEER: 500}, LARGE: {OURS: 1000, PEER: 1000}}
+SHARDS = {OURS: 100, PEER: 500}
+LARGE_SHARDS = 1000
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ CASES = {"http-500": Case(500), "http-1500": Case(1500), "https-500": Case(500, 
 def cells(asked: argparse.Namespace, case: Case) -> list[tuple[str, int]]:
     """The runs of one alternation, as (side, images)."""
     sides = [OURS, PEER] + ([NEWER] if case.tls and asked.newer else [])
-    found = [(side, count) for count in (SMALL, LARGE) for side in sides]
+    found = [(side, count) for count in (SMALL, asked.large) for side in sides]
     return found if case.tls else [*found, (WHOLE, SMALL)]
 
 
@@ -58,12 +59,13 @@ def run(cell: tuple[str, int], source: Path, server: Server, asked: argparse.Nam
     """Run one side once."""
     side, count = cell
     with tempfile.TemporaryDirectory() as name:
-        folder, shards = Path(name), SHARDS[count]
+        folder = Path(name)
+        shard = SHARDS[PEER if side in (PEER, NEWER) else OURS] if count == SMALL else LARGE_SHARDS
         if side in (OURS, WHOLE):
-            done = run_ours(source, folder, shards[OURS], server, whole=side == WHOLE)
+            done = run_ours(source, folder, shard, server, whole=side == WHOLE)
         else:
             python = asked.newer if side == NEWER else asked.peer
-            done = run_peer(source, folder, shards[PEER], server, python)
+            done = run_peer(source, folder, shard, server, python)
     if done.images != count:
         raise SystemExit(f"{side} made {done.images} images of {count} links")
     done.commit = commit()
@@ -72,12 +74,12 @@ def run(cell: tuple[str, int], source: Path, server: Server, asked: argparse.Nam
 
 def go_on(name: str, asked: argparse.Namespace, until: float) -> bool:
     """Run what a case still lacks; False where the time did not suffice."""
-    case, result = CASES[name], load(asked)
+    case, result = CASES[name], load()
     kept = result["cases"].setdefault(name, {"runs": {}})
     runs: dict[str, list[dict[str, Any]]] = kept["runs"]
     everything, floor = cells(asked, case), codec_floor_ms(case.side, asked.photos)
     with serve(case.side, asked.photos, tls=case.tls) as server, tempfile.TemporaryDirectory() as d:
-        sources = {count: links(Path(d), server.base, count) for count in (SMALL, LARGE)}
+        sources = {count: links(Path(d), server.base, count) for count in (SMALL, asked.large)}
         for repeat in range(asked.repeats):
             for cell in everything if repeat % 2 else everything[::-1]:
                 done = runs.setdefault(f"{cell[0]} {cell[1]}", [])
@@ -88,41 +90,45 @@ def go_on(name: str, asked: argparse.Namespace, until: float) -> bool:
                 done.append(asdict(run(cell, sources[cell[1]], server, asked)))
                 print(f"{name}, {cell[0]} {cell[1]}: {done[-1]}", flush=True)
                 kept["codec_floor_ms"] = floor
-                kept["summary"] = summary(runs, floor)
+                kept["summary"] = summary(runs, floor, asked.large)
                 store(result)
     return True
 
 
-def summary(runs: dict[str, list[dict[str, Any]]], floor: dict[str, float]) -> dict[str, Any]:
+def summary(
+    runs: dict[str, list[dict[str, Any]]], floor: dict[str, float], count: int
+) -> dict[str, Any]:
     """Medians of each side, and ours over img2dataset's."""
     found: dict[str, dict[str, float]] = {}
     for side in (OURS, WHOLE, PEER, NEWER):
-        small, large = runs.get(f"{side} {SMALL}", []), runs.get(f"{side} {LARGE}", [])
+        small, large = runs.get(f"{side} {SMALL}", []), runs.get(f"{side} {count}", [])
         if small:
             found[side] = {f"wall_s_{SMALL}": median(small, "wall_s")}
         if small and large:
-            found[side] |= slope(small, large, floor.get(side))
+            found[side] |= slope(small, large, count, floor.get(side))
     if OURS not in found or PEER not in found:
         return found
     ratios = {k: found[OURS][k] / found[PEER][k] for k in found[OURS] if k in found[PEER]}
     if WHOLE in found:
         key = f"wall_s_{SMALL}"
         ratios[f"{key}_with_metadata"] = found[WHOLE][key] / found[PEER][key]
-    return {**found, "alternations": min(map(len, runs.values())), "ratios": ratios}
+    cells = [f"{side} {images}" for side in (OURS, PEER) for images in (SMALL, count)]
+    alternations = min(len(runs.get(cell, [])) for cell in cells)
+    return {**found, "alternations": alternations, "ratios": ratios}
 
 
 def slope(
-    small: list[dict[str, Any]], large: list[dict[str, Any]], floor_ms: float | None
+    small: list[dict[str, Any]], large: list[dict[str, Any]], count: int, floor_ms: float | None
 ) -> dict[str, float]:
     """What one more image costs, and what was busy while the large run went."""
-    images = LARGE - SMALL
+    images = count - SMALL
     cpu_ms = 1000 * (median(large, "cpu_s") - median(small, "cpu_s")) / images
     server_ms = 1000 * (median(large, "server_cpu_s") - median(small, "server_cpu_s")) / images
     wall_ms = 1000 * (median(large, "wall_s") - median(small, "wall_s")) / images
     found = {
         "marginal_cpu_ms": cpu_ms,
         "images_per_s_per_core": 1000 / cpu_ms,
-        f"images_per_s_{LARGE}": LARGE / median(large, "wall_s"),
+        f"images_per_s_{count}": count / median(large, "wall_s"),
         "peak_pss_mb": median(large, "peak_mb"),
         "server_cpu_ms": server_ms,
         "cores_busy": (cpu_ms + server_ms) / wall_ms,
@@ -142,7 +148,7 @@ def commit() -> str:
     return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip()
 
 
-def load(asked: argparse.Namespace) -> dict[str, Any]:
+def load() -> dict[str, Any]:
     """What was measured so far, with this machine's description."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     machine = {
@@ -168,6 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES])
     parser.add_argument("--repeats", type=int, default=5, help="alternations of each case")
+    parser.add_argument("--large", type=int, default=LARGE, help="images of a large run")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="stop after so long")
     parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
     parser.add_argument("--peer", default=sys.executable, help="interpreter that has img2dataset")
@@ -176,12 +183,12 @@ def main() -> None:
     asked = parser.parse_args()
     until = time.monotonic() + asked.seconds
     if asked.fresh:
-        result = load(asked)
+        result = load()
         result["cases"] = {k: v for k, v in result["cases"].items() if k not in asked.cases}
         store(result)
     whole = all([go_on(name, asked, until) for name in asked.cases])
     for name in asked.cases:
-        found = load(asked)["cases"].get(name, {}).get("summary", {})
+        found = load()["cases"].get(name, {}).get("summary", {})
         print(name, json.dumps(found, indent=1))
     if not whole:
         print("Not finished: run the same command again to go on.")

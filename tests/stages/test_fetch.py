@@ -287,3 +287,14 @@ class Seen:
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
+
+
+def test_shards_that_wait_for_slow_links_do_not_keep_others_from_beginning(tmp_path):
+    shards = 6  # more than begin while there is enough to do
+    with FaultServer({}) as server:
+        urls = [f"{server.url}/ok/{i}" for i in range(10 * shards)]
+        for shard in range(shards):
+            urls[10 * shard] = f"{server.url}/after/{9 * shards}/{shard}"
+        dataset = make_dataset(tmp_path, urls)
+        config = FetchConfig(concurrency=16, robots_txt=False, timeout_s=20.0, **CALM)
+        assert fetch(dataset, config).counts.ok == 10 * shards

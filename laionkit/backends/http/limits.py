@@ -55,6 +55,11 @@ class HostQueue(Generic[T]):
         self._getters: deque[asyncio.Future[None]] = deque()
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def idle(self) -> int:
+        """How many callers of `get` wait."""
+        return len(self._getters)
+
     def put(self, job: T, host: str) -> None:
         """Queue a link."""
         state = self._state(host)

@@ -112,6 +112,11 @@ class Pump:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue_jobs, shard, jobs)
 
+    @property
+    def idle_hands(self) -> int:
+        """Hands that wait for a link that may be asked for now."""
+        return self.queue.idle
+
     def take_news(self) -> "News":
         """What came of links since the last call."""
         with self._lock:

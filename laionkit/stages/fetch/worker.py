@@ -30,6 +30,9 @@ from laionkit.stages.fetch.retry import RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 MOST_SHARDS_IN_FLIGHT = 4
+# So many while half the hands have nothing to ask for: shards that wait for dead and slow hosts
+# must not keep the others from beginning.
+MOST_SHARDS_WAITED_FOR = 16
 NEWS_EVERY_S = 1.0
 
 
@@ -87,12 +90,12 @@ class FetchWorker:
 
     def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
         """Keep enough shards in flight that connections never wait for a shard's end."""
-        in_flight, is_last = 0, False
+        in_flight, is_last, waited = 0, False, False
         told = time.monotonic()
         while in_flight or not is_last:
-            while not is_last and in_flight < MOST_SHARDS_IN_FLIGHT and self._is_hungry():
+            while not is_last and self._wants_shard(in_flight, waited):
                 shard = next(shards, None)
-                is_last = shard is None
+                is_last, waited = shard is None, False
                 if shard is not None:
                     self._begin(shard)
                     in_flight += 1
@@ -104,6 +107,7 @@ class FetchWorker:
             try:
                 outcome = self.inbox.get(timeout=0.1)
             except queue.Empty:
+                waited = True
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -112,8 +116,12 @@ class FetchWorker:
             self._tell()
             yield outcome
 
-    def _is_hungry(self) -> bool:
-        return self.pump.unstarted < 2 * self.config.concurrency
+    def _wants_shard(self, in_flight: int, waited: bool) -> bool:
+        """Whether too few links are left to start, or, after a while, too few that may start."""
+        if in_flight < MOST_SHARDS_IN_FLIGHT and self.pump.unstarted < 2 * self.config.concurrency:
+            return True
+        idle = 2 * self.pump.idle_hands > self.config.concurrency
+        return waited and idle and in_flight < MOST_SHARDS_WAITED_FOR
 
     def _tell(self) -> None:
         news = self.pump.take_news()
