@@ -291,8 +291,8 @@ class Seen:
 
 def test_shards_that_wait_for_slow_links_do_not_keep_others_from_beginning(tmp_path):
     shards = 6  # more than begin while there is enough to do
-    with FaultServer({}) as server:
-        urls = [f"{server.url}/ok/{i}" for i in range(10 * shards)]
+    with FaultServer({"0.jpg": picture(0)}) as server:
+        urls = [f"{server.url}/ok#{i}" for i in range(10 * shards)]
         for shard in range(shards):
             urls[10 * shard] = f"{server.url}/after/{9 * shards}/{shard}"
         dataset = make_dataset(tmp_path, urls)
