@@ -172,24 +172,6 @@ def _buffer(width: int) -> NDArray[np.uint8]:
     return cast(NDArray[np.uint8], buffer)
 
 
-class AnyStore:
-    """A faiss index of another's making, whatever its kind, searched as it is."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file. Raises InputError where it is none or does not rank by inner product."""
-        self._index = _open(path)
-        if self._index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise InputError(f"{path} ranks by distance, not by inner product: build it again")
-        self.rows, self.dim = int(self._index.ntotal), int(self._index.d)
-        self.exact = isinstance(self._index, faiss.IndexFlat)
-
-    def search(self, query_D: Float32, k: int, keep: Bitmap | None = None) -> Neighbours:
-        """The k rows that the index finds, of those whose bit is set in `keep`."""
-        params = None if keep is None else faiss.SearchParameters(sel=_selector(keep))
-        scores, rows = self._index.search(query_D[None], k, params=params)
-        return _neighbours(scores, rows).top(k)
-
-
 class ListStore:
     """An inverted file in a memory-mapped faiss file, whose ids are rows in list order."""
 

@@ -13,6 +13,7 @@ import duckdb
 from laionkit.core.errors import ConfigError, InputError, StageFailed
 
 DEFAULT_MEMORY_MB = 1024
+VIEW = "dataset"  # what filters are conditions over
 
 
 class Engine:
@@ -43,6 +44,14 @@ class Engine:
         with self._deadline():
             return self._con.sql(sql).to_arrow_table()
 
+    def arrow_over(self, rows: Any, sql: str) -> Any:
+        """Run ``SELECT …`` of our own making over an arrow table, its rows in order."""
+        self._con.register("laionkit_rows", rows)
+        try:
+            return self.arrow(f"{sql} FROM laionkit_rows")
+        finally:
+            self._con.unregister("laionkit_rows")
+
     def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
         """Run SQL of our own making; yield arrow record batches of about `rows` rows.
 
@@ -50,6 +59,19 @@ class Engine:
         """
         with self._errors():
             yield from self._con.sql(sql).to_arrow_reader(rows)
+
+    def check(self, sql: str) -> None:
+        """Make sure that a filter's SQL is a condition over these columns, without running it.
+
+        Raises ConfigError where the types do not fit. `sql` must come from ``parse_where``.
+        """
+        try:
+            rows = self._con.execute(f"DESCRIBE SELECT ({sql}) AS x FROM {VIEW}").fetchall()
+        except duckdb.Error as error:
+            raise ConfigError(f"filter {sql!r}: {one_line(error)}") from error
+        kind = rows[0][1]
+        if kind not in ("BOOLEAN", '"NULL"'):
+            raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
 
     def insert(self, name: str, rows: Any) -> None:
         """Append an arrow table's rows to a temporary table, made where it is not there."""

@@ -20,8 +20,8 @@ from laionkit.core.embeddings import (
     score_columns,
     score_stage,
 )
-from laionkit.core.engine import DEFAULT_MEMORY_MB, Engine, one_line, sql_name, sql_text
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, one_line, sql_name, sql_text
+from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import FORGOTTEN, forgotten_content
 from laionkit.core.records import StageMade, StageRecords
@@ -33,7 +33,6 @@ from laionkit.core.schemas import (
 )
 from laionkit.core.shards import list_shards
 
-VIEW = "dataset"
 PUBLISHED, CARRIED, FETCHED = "published", "carried through", "fetched"
 
 
@@ -131,19 +130,6 @@ class DatasetTable(Engine):
     def relation(self) -> Any:
         """The whole relation, lazily: a DuckDBPyRelation."""
         return self._con.sql(f"SELECT * FROM {VIEW}")
-
-    def check(self, sql: str) -> None:
-        """Make sure that a filter's SQL is a condition over these columns, without running it.
-
-        Raises ConfigError where the types do not fit. `sql` must come from ``parse_where``.
-        """
-        try:
-            rows = self._con.execute(f"DESCRIBE SELECT ({sql}) AS x FROM {VIEW}").fetchall()
-        except duckdb.Error as error:
-            raise ConfigError(f"filter {sql!r}: {one_line(error)}") from error
-        kind = rows[0][1]
-        if kind not in ("BOOLEAN", '"NULL"'):
-            raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
 
     def infos(self) -> list[ColumnInfo]:
         """Type, origin, nulls and range of each column, in one scan."""

@@ -5,10 +5,11 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import FlatStore, Neighbours, merge
 from laionkit.search import planner
+from laionkit.search.foreign import AnySegment
 from laionkit.search.keep import Keep
 from laionkit.search.planner import Step
 from laionkit.search.reach import first_lists, first_rows, promising_lists, reranked
-from laionkit.search.segment import AnySegment, Segment
+from laionkit.search.segment import Segment
 
 
 def search_segment(

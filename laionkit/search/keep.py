@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import Bitmap
 from laionkit.search import bits
+from laionkit.search.foreign import AnySegment
 from laionkit.search.planner import SPARSE
-from laionkit.search.segment import AnySegment
 
 
 class Keep:

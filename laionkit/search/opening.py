@@ -8,9 +8,10 @@ from laionkit.core.embeddings import model_made
 from laionkit.core.errors import InputError, did_you_mean
 from laionkit.core.files import Folder
 from laionkit.core.schemas import INDEX
-from laionkit.search.cache import open_segment
+from laionkit.search.cache import local_foreign, open_segment
+from laionkit.search.foreign import AnySegment, ForeignSegment
 from laionkit.search.layout import Pointer, index_folder, read_pointer
-from laionkit.search.segment import AnySegment, ForeignSegment, Segment
+from laionkit.search.segment import Segment
 from laionkit.search.view import IMAGE_INDEX
 
 _ATTEMPTS = 20
@@ -18,11 +19,15 @@ _ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class Opened:
-    """An open index: its segments, their dimension, what is known of the model."""
+    """An open index: its segments, their dimension, what is known of the model, its folder.
+
+    A foreign folder has none of our files beside its segment: `folder` is None.
+    """
 
     segments: Sequence[AnySegment]
     dim: int
     facts: Mapping[str, Any]
+    folder: Folder | None = None
 
 
 def indexed_models(dataset: Folder) -> list[str]:
@@ -64,7 +69,7 @@ def open_index(dataset: Folder, model: str | None) -> Opened:
             if now is None or now.generation == pointer.generation:
                 raise
             continue
-        return Opened(segments, pointer.dim, model_made(dataset, name).facts)
+        return Opened(segments, pointer.dim, model_made(dataset, name).facts, folder)
     raise InputError(f"{folder} changes faster than it can be opened: try again")
 
 
@@ -78,5 +83,5 @@ def _open_segments(folder: Folder, pointer: Pointer) -> list[Segment]:
 
 
 def _open_foreign(folder: Folder, model: str | None) -> Opened:
-    segment = ForeignSegment(folder)
+    segment = ForeignSegment(local_foreign(folder))
     return Opened([segment], segment.vectors.dim, {"model": model} if model else {})

@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from laionkit.backends.knn import FlatStore, Neighbours, merge
+from laionkit.backends.knn import Neighbours, merge
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
 from laionkit.search.blend import Kind, Weighted, blend, boosts_of, head_direction, parse_wish
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
-from laionkit.search.filters import Filters
+from laionkit.search.filters import TIMEOUT_S, DatasetFilters, Filters, FilterTable
+from laionkit.search.foreign import ForeignSegment, ForeignTable
 from laionkit.search.hits import Hits, make_hits
 from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Plan
 from laionkit.search.queries import Encoder, Image, check_vector, read_vector
 from laionkit.search.scores import Scores
-from laionkit.search.segment import ForeignSegment
 
 MAX_K = 100_000
 MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
@@ -61,8 +61,8 @@ class Searcher:
             for segment in self.segments
         ]
         self._encoder = Encoder(opened.facts, device, allow_private)
-        self._filters = Filters(self.dataset)
-        self._scores = Scores(self.dataset)
+        self._scores = Scores(self.dataset, opened.folder)
+        self._filters = Filters(self._open_columns, self.segments)
 
     def search(
         self,
@@ -137,17 +137,10 @@ class Searcher:
     def describe(self, found: Neighbours) -> pd.DataFrame:
         """A table of hits: key, match, caption, url, every score, shard, row."""
         table = self._rows(found.rows)
-        scores = self._scores.of(table["shard"].to_pylist(), table["key"].to_pylist())
-        columns: dict[str, Any] = {
-            "key": table["key"].to_pylist(),
-            "match": found.scores,
-            "caption": table["caption"].to_pylist(),
-            "url": table["url"].to_pylist(),
-            **scores,
-            "shard": table["shard"].to_pylist(),
-            "row": table["row"].to_numpy(),
-        }
-        return pd.DataFrame(columns)
+        named = {name: table[name].to_pandas() for name in table.column_names}
+        last = [named.pop(name) for name in ("shard", "row")]
+        first = {"key": named.pop("key"), "match": found.scores}
+        return pd.DataFrame({**first, **named, "shard": last[0], "row": last[1]})
 
     def query_vector(
         self,
@@ -195,8 +188,6 @@ class Searcher:
         for segment, living in zip(self.segments, self._alive, strict=True):
             row = pc.index(segment.rows.keys(), key).as_py()
             if row >= 0 and (living is None or living.bitmap[row // 8] >> row % 8 & 1):
-                if not isinstance(segment.vectors, FlatStore):
-                    break
                 return check_vector(segment.vectors.take(np.array([row]))[0], self.dim)
         raise InputError(f"the index of {self.dataset} has no key {key!r}")
 
@@ -206,8 +197,6 @@ class Searcher:
         for segment in self.segments:
             here = np.flatnonzero((rows >= segment.start) & (rows < segment.start + segment.count))
             if len(here):
-                if not isinstance(segment.vectors, FlatStore):
-                    raise ConfigError(f"{self.dataset} keeps no vectors to compare: index it anew")
                 out[here] = segment.vectors.take(rows[here] - segment.start)
         return out
 
@@ -242,27 +231,32 @@ class Searcher:
             depth = min(MAX_K, _DEEPER * depth)
 
     def _rows(self, rows: NDArray[np.int64]) -> pa.Table:
-        """What is known of some rows, in the order given."""
+        """What is known of some rows, in the order given: their columns, then every score."""
         parts, places = [], []
         for segment in self.segments:
             here = np.flatnonzero((rows >= segment.start) & (rows < segment.start + segment.count))
-            taken = segment.rows.take(rows[here] - segment.start)
-            parts.append(taken.set_column(3, "shard", taken["shard"].cast(pa.string())))
+            known = segment.rows.take(rows[here] - segment.start)
+            known = known.set_column(3, "shard", known["shard"].cast(pa.string()))
+            for name, values in self._scores.of(segment, rows[here] - segment.start, known).items():
+                known = known.append_column(name, values)
+            parts.append(known)
             places.append(here)
         back = np.empty(len(rows), np.int64)
         back[np.concatenate(places)] = np.arange(len(rows))
-        return pa.concat_tables(parts).take(back)
+        return pa.concat_tables(parts, promote_options="permissive").take(back)
+
+    def _open_columns(self) -> FilterTable:
+        """What a filter is over: the dataset's columns, or a foreign folder's metadata."""
+        first = self.segments[0]
+        if isinstance(first, ForeignSegment):
+            return ForeignTable(first, TIMEOUT_S)
+        return DatasetFilters(self.dataset, self._scores)
 
     def _keeps(self, where: str | None, asked: Sequence[str]) -> list[Keep | None]:
         """One filter a segment: rows alive that a filter keeps, less the keys asked with."""
         keeps = list(self._alive)
         if where is not None:
-            if isinstance(self.segments[0], ForeignSegment):
-                raise ConfigError(
-                    f"{self.dataset} is an index folder of another's making, without columns to "
-                    "filter by: bring its embeddings into a dataset with laionkit adopt"
-                )
-            keeps = list(self._filters.keeps(where, self.segments))
+            keeps = list(self._filters.keeps(where))
         if asked:
             some = pa.array(asked, pa.string())
             others = [

@@ -59,6 +59,7 @@ def index(
     dataset: str, config: IndexConfig = IndexConfig(), *, runner: Runner = Runner()
 ) -> StageReport:
     """Index every finished shard of a model's embeddings."""
+    from laionkit.search.scores import lay_out_scores
     from laionkit.search.writer import IndexWriter
 
     started = time.monotonic()
@@ -80,7 +81,8 @@ def index(
     seconds = time.monotonic() - started
     for segment in built:
         _commit(records, settled, segment, seconds, runner)
-    _tidy(records, {info.name for info in writer.segments()})
+    _tidy(records, writer.folder, {info.name for info in writer.segments()})
+    lay_out_scores(folder, writer.folder, writer.segments())
     report = _report(records, writer, not built, time.monotonic() - started, runner)
     if not settled.evaluate:
         return report
@@ -187,11 +189,13 @@ def _commit(
     runner.progress.emit(ShardDone(records.stage, built.info.name, counts, seconds))
 
 
-def _tidy(records: StageRecords, alive: Collection[str]) -> None:
+def _tidy(records: StageRecords, place: Folder, alive: Collection[str]) -> None:
     """Remove the records and files of segments that no reader is pointed to any more.
 
     Whoever has them open keeps them: a mapped file outlives its name.
     """
+    from laionkit.search.scores import remove_scores
+
     kept = {
         entry.path
         for name in records.names()
@@ -205,6 +209,7 @@ def _tidy(records: StageRecords, alive: Collection[str]) -> None:
             for entry in record.files.values():
                 if entry.path not in kept:
                     records.dataset.remove(entry.path)
+            remove_scores(place, name)
 
 
 def _report(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from laionkit.core.errors import ConfigError
@@ -70,10 +71,22 @@ def test_our_index_of_a_clip_retrieval_run_finds_what_its_own_finds(real_data, t
         assert np.allclose(mine.match, found.match, atol=1e-3)
 
 
-def test_a_filter_on_a_foreign_folder_says_to_adopt_it(real_data):
-    searcher = Searcher(real_data / "clip/fashion9-clip-retrieval-run/index")
-    with pytest.raises(ConfigError, match="laionkit adopt"):
-        searcher.search(vector=np.ones(512), where="caption like '%shirt%'")
+def test_a_clip_retrieval_folder_is_filtered_and_knows_what_is_alike(real_data):
+    run = real_data / "clip/fashion9-clip-retrieval-run"
+    searcher, vectors = Searcher(run / "index"), np.load(run / "embeddings/img_emb/img_emb_0.npy")
+    captions = pq.read_table(run / "index/metadata")["caption"].to_pylist()
+    shirts = [row for row, caption in enumerate(captions) if "shirt" in caption]
+    hits = searcher.search(vector=vectors[0], k=9, where="caption LIKE '%shirt%'")
+    assert 0 < len(shirts) < 9
+    assert sorted(hits.row) == shirts
+    own = f"/content/catalog/{CATALOG[2]}"
+    near = searcher.search(like=own, k=9)
+    truth = np.argsort(-(vectors @ vectors[2]).astype(np.float64))
+    assert near.row.tolist() == [row for row in truth if row != 2]
+    assert len(searcher.search(vector=vectors[0], k=9, dedup=-1)) == 1
+    assert len(searcher.search(vector=vectors[0], where="image_path = 'no'")) == 0
+    with pytest.raises(ConfigError, match="caption"):
+        searcher.search(vector=vectors[0], where="captions = 'a'")
 
 
 CATALOG = ["img1.png", "img2.png", *(f"img{i}.jpg" for i in range(3, 10))]
