@@ -178,8 +178,11 @@ def _look(
 
 
 def _least_sure(looks: Sequence[_Look], target: float) -> float:
-    """The least share at which the mean recall, less half its standard error, is the target."""
-    for miss in np.geomspace(0.5, 0.001, 80):
+    """The least share at which the mean recall, less half its standard error, is the target.
+
+    Where no query met a match, of which a few rows have none under a narrow filter, it is all.
+    """
+    for miss in np.geomspace(0.5, 0.001, 80 if looks else 0):
         recalls = np.array([(look.needs < 1 - miss).mean() for look in looks])
         if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) / 2 >= target:
             return round(float(1 - miss), 4)
@@ -192,7 +195,7 @@ def _median_scored(looks: Sequence[_Look], sure: float) -> float:
     scored = [
         look.held[stop - 1] if stop else look.first for look, stop in zip(looks, stops, strict=True)
     ]
-    return float(np.median(scored))
+    return float(np.median(scored or 1.0))
 
 
 def simulated_filter(

@@ -40,7 +40,7 @@ def add(dataset: Path, shard: int) -> None:
 
 @pytest.fixture(params=["exact", "ivf"])
 def config(request, monkeypatch) -> IndexConfig:
-    monkeypatch.setattr(execute, "FREE", 0.0)  # probe, small as it is
+    monkeypatch.setattr(execute, "worth_probing", lambda segment, k, matches: matches > 50)
     return IndexConfig(kind=request.param, lists=16 if request.param == "ivf" else None)
 
 
