@@ -3,9 +3,12 @@
     python benchmarks/metadata.py --scratch FOLDER --out benchmarks/results/metadata.json
 
 A laion2B-en-aesthetic-like table with `hash` is drawn once (5 and 20 million rows) and deleted at
-the end. Each round runs COPY and every mode of ours after the other, each in a process of its own,
-whose peak memory is reported; a ratio is of medians. `--inspect` is measured over a local range
-server. The host has to be quiet: both sides use every core.
+the end; with `--links FOLDER` it stays there and is used again. Each round runs COPY, with our
+compression (zstd 1) and with DuckDB's own (snappy), and every mode of ours after the other, each
+in a process of its own, whose peak memory is reported; a ratio is of medians, to COPY with our
+compression. `--inspect` is measured over a local range server. `--out` is written after every
+round, and what it holds of other parts stays, so that `--rows`, `--modes` and `--no-inspect` can
+take it piece by piece. The host has to be quiet: both sides use every core.
 """
 
 import argparse
@@ -20,6 +23,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +59,12 @@ FROM range({rows}) t(i)
 """
 
 
+PEERS = {
+    "duckdb_copy": "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1",
+    "duckdb_copy_snappy": "FORMAT parquet",
+}
+
+
 def draw(rows: int, path: Path) -> None:
     """Draw the table with DuckDB, in its own order and row groups."""
     with duckdb.connect() as con:
@@ -68,18 +79,20 @@ def run_one(mode: str, source: Path, scratch: Path) -> None:
     import resource
 
     with tempfile.TemporaryDirectory(dir=scratch) as target:
-        if mode == "duckdb_copy":
+        if mode in PEERS:
             con = duckdb.connect()
             started = time.perf_counter()
             out = f"{target}/out.parquet"
             con.execute(
                 f"COPY (SELECT * FROM read_parquet('{source}') WHERE {PEER_WHERE}) "
-                f"TO '{out}' (FORMAT parquet)"
+                f"TO '{out}' ({PEERS[mode]})"
             )
             seconds = time.perf_counter() - started
             kept = con.execute(f"SELECT count(*) FROM read_parquet('{out}')").fetchall()[0][0]
         else:
-            import pyarrow.csv  # noqa: F401 (imports are not what is measured)
+            import pandas  # noqa: F401 (imports are not what is measured)
+            import pyarrow.csv  # noqa: F401
+            import sqlglot  # noqa: F401
 
             from laionkit.backends import parquet_tables  # noqa: F401
             from laionkit.stages.metadata import MetadataConfig, metadata
@@ -89,31 +102,43 @@ def run_one(mode: str, source: Path, scratch: Path) -> None:
                 [str(source)], f"{target}/d", MetadataConfig(where=WHERE, **MODES[mode])
             )
             seconds, kept = time.perf_counter() - started, report.counts.ok
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "kept": kept, "peak_mb": peak_mb}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    said = {"cpu_s": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1024}
+    print(json.dumps({"seconds": seconds, "kept": kept, **said}))
 
 
-def measure(source: Path, scratch: Path, rounds: int) -> dict[str, Any]:
-    """Medians over rounds in which the peer and our modes alternate."""
-    runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in ("duckdb_copy", *MODES)}
+def measure(
+    source: Path, scratch: Path, rounds: int, modes: list[str], save: Callable[[Any], None]
+) -> None:
+    """Medians over rounds in which the peers and our modes alternate; saved after each."""
+    runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in (*PEERS, *modes)}
     for _ in range(rounds):
         for mode, found in runs.items():
             command = [sys.executable, __file__, "--one", mode, str(source), str(scratch)]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found.append(json.loads(said))
-    peer = statistics.median(run["seconds"] for run in runs["duckdb_copy"])
-    result: dict[str, Any] = {}
-    for mode, found in runs.items():
-        seconds = statistics.median(run["seconds"] for run in found)
-        result[mode] = {
-            "seconds": round(seconds, 2),
-            "ratio_to_copy": round(seconds / peer, 2),
+        save(summary(runs))
+    if len({run["kept"] for found in runs.values() for run in found}) > 1:
+        raise SystemExit(f"the sides kept different rows: {runs}")
+
+
+def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians of seconds and CPU seconds (the process's, imports among them), ratios, peaks."""
+
+    def median(mode: str, what: str) -> float:
+        return statistics.median(run[what] for run in runs[mode])
+
+    return {
+        mode: {
+            "seconds": round(median(mode, "seconds"), 2),
+            "ratio_to_copy": round(median(mode, "seconds") / median("duckdb_copy", "seconds"), 2),
+            "cpu_s": round(median(mode, "cpu_s"), 2),
             "peak_mb": round(max(run["peak_mb"] for run in found)),
             "kept": found[0]["kept"],
+            "rounds": len(found),
         }
-    if len({run["kept"] for found in runs.values() for run in found}) > 1:
-        raise SystemExit(f"the sides kept different rows: {result}")
-    return result
+        for mode, found in runs.items()
+    }
 
 
 def measure_inspect(source: Path) -> dict[str, Any]:
@@ -157,18 +182,49 @@ def measure_inspect(source: Path) -> dict[str, Any]:
 def main() -> None:
     """Draw, measure, delete, report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[5_000_000, 20_000_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[5_000_000, 20_000_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--modes", nargs="*", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--no-inspect", action="store_true")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--links", type=Path, help="keep the drawn tables here")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         run_one(args.one[0], Path(args.one[1]), Path(args.one[2]))
         return
+    result = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
+    result |= about()
+
+    def save(part: str, found: dict[str, Any]) -> None:
+        result[part] = result.get(part, {}) | found
+        text = json.dumps(result, indent=1)
+        print(text)
+        if args.out:
+            args.out.write_text(text + "\n")
+
+    scratch = Path(tempfile.mkdtemp(prefix="laionkit-metadata-", dir=args.scratch))
+    try:
+        for rows in args.rows:
+            source = (args.links or scratch) / f"links-{rows}.parquet"
+            if not source.exists():
+                draw(rows, source)
+            part = partial(save, f"{rows} rows")
+            measure(source, scratch, args.rounds, args.modes, part)
+            if not args.no_inspect:
+                save("inspect", measure_inspect(source))
+            if not args.links:
+                source.unlink()
+    finally:
+        shutil.rmtree(scratch)
+
+
+def about() -> dict[str, Any]:
+    """What was measured, of what, where and when."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    result: dict[str, Any] = {
-        "command": "python benchmarks/metadata.py --rows " + " ".join(map(str, args.rows)),
+    return {
+        "command": "python benchmarks/metadata.py",
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit.strip(),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
@@ -176,19 +232,6 @@ def main() -> None:
         "load_before": [round(x, 1) for x in os.getloadavg()],
         "where": WHERE,
     }
-    scratch = Path(tempfile.mkdtemp(prefix="laionkit-metadata-", dir=args.scratch))
-    try:
-        for rows in args.rows:
-            source = scratch / f"links-{rows}.parquet"
-            draw(rows, source)
-            result[f"{rows} rows"] = measure(source, scratch, args.rounds)
-            result["inspect"] = measure_inspect(source)
-            source.unlink()
-            print(json.dumps(result, indent=1))
-    finally:
-        shutil.rmtree(scratch)
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class LinkEngine:
 
     def __init__(self, scratch: Path, memory_mb: int, files: Sequence[str] = ()) -> None:
         """Open an engine that spills into `scratch` and can read these local files, no other."""
+        self.memory_mb = memory_mb
         self._con = duckdb.connect()
         self._con.execute(f"SET memory_limit = '{memory_mb}MB'")
         self._con.execute("SET temp_directory = $1", [str(scratch / "spill")])
@@ -70,10 +71,13 @@ class LinkEngine:
         self._con.execute("SET lock_configuration = true")
         self._has_join: list[str] = []
 
-    @property
-    def connection(self) -> duckdb.DuckDBPyConnection:
-        """The engine's connection, for what orders all rows."""
-        return self._con
+    def query(self, sql: str, rows: pa.Table) -> pa.Table:
+        """Run SQL of our own making over ``fresh``, which is `rows`."""
+        self._con.register("fresh", rows)
+        with self.deadline():
+            found = self._con.sql(sql).to_arrow_table()
+        self._con.unregister("fresh")
+        return found
 
     def close(self) -> None:
         """Close the connection."""
