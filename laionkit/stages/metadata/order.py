@@ -83,8 +83,7 @@ class LinkOrder:
         sink = self._stack.enter_context(pa.OSFile(str(scratch / "spool.arrow"), "wb"))
         self._spool = self._stack.enter_context(ipc.new_stream(sink, schema, options=COMPRESSED))
         self._narrow, self._existing = (
-            self._stack.enter_context(_NarrowFile(path))
-            for path in self._narrow_files()
+            self._stack.enter_context(_NarrowFile(path)) for path in self._narrow_files()
         )
 
     def add(self, rows: pa.Table) -> None:
