@@ -1,6 +1,10 @@
 """How fast and how right filtered search is, beside autofaiss and plain faiss.
 
-    python benchmarks/search.py --rows 300000 --out benchmarks/results/search.json
+    python benchmarks/search.py --rows 1000000 --place /tmp/bench --out results.json
+
+It goes in steps (``--steps``) that keep what they made in ``--place``, so that each can be run when
+the machine is free for it: data, ours, ivf, autofaiss (the builds), cold, prepare (filters, truth
+and the peer's best nprobe of every cell), time, recall.
 
 The vectors are generated, a few numbers of theirs fitted to real ones (LAIONKIT_TEST_DATA: 400
 Flickr8k pictures, 1,203 texts of Detic, both CLIP ViT-B/32): the two means (the modality gap), the
@@ -8,8 +12,9 @@ spectra, the spread of image-image and text-image cosines. Each query has filter
 keep 100, 50, 10, 1 and 0.1 % of the rows by a column independent of the query's scores, correlated
 with them (0.7) or anti-correlated.
 
-Peers run in an environment of their own (``--peer``, made on first use), as a server that answers
-one cell at a time, so that sides alternate on the same cells:
+Both sides are given a query's vector and a filter they have seen before, and answer rows and
+scores; each answers everything once before it is timed. Peers run in an environment of their own
+(``--peer``, made on first use):
 
 - autofaiss at its defaults, over-fetching 3,000 and filtering afterwards, as clip-retrieval does;
 - plain faiss, IVF of float16 vectors with a bitmap, at the least nprobe that reaches a recall@10
@@ -22,13 +27,13 @@ import argparse
 import json
 import os
 import platform
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import venv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,65 +47,79 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.search import bits
+from laionkit.search.evaluation import exact_scores
 from laionkit.search.keep import Keep, prepare
-from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import CORRELATIONS, simulated_filter
+from laionkit.search.tuning import CELLS, simulated_filter
 from laionkit.stages.index import IndexConfig, index
 
 DIM, K, SHARD = 512, 10, 50_000
+STEPS = ("data", "ours", "ivf", "autofaiss", "cold", "prepare", "time", "recall")
+RECALL_BATCH = 250  # queries whose scores are held at a time: 1 GB of a million rows
 PEERS = ["autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy<2", "pyarrow<20"]
-PEER = """
-import json, sys, time
+PEER_BUILD = """
+import json, resource, sys, time
 import numpy as np, faiss
-rows = int(sys.argv[2]); folder = sys.argv[1]
-def build_autofaiss():
+folder, what = sys.argv[1:]
+started = time.perf_counter()
+if what == "autofaiss":
     from autofaiss import build_index
-    started = time.perf_counter()
-    build_index(folder + "/flat", index_path=folder + "/auto.index",
-                index_infos_path=folder + "/auto.json", metric_type="ip", verbose=40)
-    return time.perf_counter() - started
-def build_ivf():
+    build_index(folder + "/flat", index_path=folder + "/autofaiss.index",
+                index_infos_path=folder + "/autofaiss.json", metric_type="ip", verbose=40)
+else:
     x = np.load(folder + "/flat/all.npy", mmap_mode="r")
-    lists = max(16, round(2 * rows ** 0.5 / 16) * 16)
+    lists = max(16, round(2 * len(x) ** 0.5 / 16) * 16)
     index = faiss.index_factory(x.shape[1], f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    started = time.perf_counter()
-    sample = np.sort(np.random.default_rng(0).choice(rows, 40 * lists, replace=False))
+    sample = np.sort(np.random.default_rng(0).choice(len(x), 40 * lists, replace=False))
     index.train(x[sample].astype(np.float32))
-    for i in range(0, rows, 65536):
+    for i in range(0, len(x), 65536):
         index.add(x[i:i + 65536].astype(np.float32))
     faiss.write_index(index, folder + "/ivf.index")
-    return time.perf_counter() - started
-built = {"autofaiss_s": build_autofaiss(), "ivf_s": build_ivf()}
-auto, ivf = faiss.read_index(folder + "/auto.index"), faiss.read_index(folder + "/ivf.index")
-built["autofaiss_kind"] = type(auto).__name__
-queries = np.load(folder + "/queries.npy")
-print(json.dumps(built), flush=True)
-def post_filter(query, keep):
+seconds, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
+kind = type(faiss.read_index(folder + "/" + what + ".index", faiss.IO_FLAG_MMAP)).__name__
+print(json.dumps({"s": round(seconds, 1), "cpu_s": round(used.ru_utime + used.ru_stime, 1),
+                  "peak_mib": round(used.ru_maxrss / 1024), "kind": kind}))
+"""
+PEER_SERVE = """
+import json, os, sys, time
+import numpy as np, faiss
+folder = sys.argv[1]
+ivf = faiss.read_index(folder + "/ivf.index")
+auto = None
+if os.path.exists(folder + "/autofaiss.index"):
+    auto = faiss.read_index(folder + "/autofaiss.index")
+def post_filter(query, keep, nprobe):
     _, found = auto.search(query[None], 3000)
     return [int(r) for r in found[0] if r >= 0 and keep[r >> 3] >> (r & 7) & 1][:10]
 def bitmap(query, keep, nprobe):
     params = faiss.SearchParametersIVF(nprobe=nprobe, sel=faiss.IDSelectorBitmap(keep))
     return [int(r) for r in ivf.search(query[None], 10, params=params)[1][0] if r >= 0]
-def timed(ask, keeps):
+def timed(ask, queries, keeps, nprobe):
     times, cpu, answers = [], [], []
     for query, keep in zip(queries, keeps):
         started, worked = time.perf_counter(), time.process_time()
-        answers.append(ask(query, keep))
+        answers.append(ask(query, keep, nprobe))
         times.append(1e3 * (time.perf_counter() - started))
         cpu.append(1e3 * (time.process_time() - worked))
     return {"ms": times, "cpu_ms": cpu, "answers": answers}
 def recall(answers, truth):
     return np.mean([len(set(a) & set(t)) / max(1, len(t)) for a, t in zip(answers, truth)])
-for line in sys.stdin:
-    cell = json.loads(line)
-    keeps, truth = np.load(cell["keeps"]), cell["truth"]
+def best_nprobe(queries, keeps, truth):
     nprobe = 1
     while nprobe < ivf.nlist:
-        if recall([bitmap(q, k, nprobe) for q, k in zip(queries, keeps)], truth) >= 0.95: break
-        nprobe = min(ivf.nlist, max(nprobe + 1, int(nprobe * 1.5)))
-    out = {"nprobe": nprobe, "ivf": timed(lambda q, k: bitmap(q, k, nprobe), keeps),
-           "autofaiss": timed(post_filter, keeps)}
+        found = [bitmap(q, k, nprobe) for q, k in zip(queries, keeps)]
+        if recall(found, truth) >= 0.95: break
+        nprobe = min(ivf.nlist, max(nprobe + 1, int(nprobe * 1.25)))
+    return nprobe
+print("ready", flush=True)
+for line in sys.stdin:
+    cell = json.loads(line)
+    queries, keeps = np.load(folder + "/asked.npy"), np.load(cell["keeps"])
+    if "truth" in cell:
+        out = best_nprobe(queries, keeps, cell["truth"])
+    else:
+        ask = {"ivf": bitmap, "autofaiss": post_filter}[cell["side"]]
+        out = timed(ask, queries, keeps, cell["nprobe"]) if cell["side"] == "ivf" or auto else None
     print(json.dumps(out), flush=True)
 """
 
@@ -164,7 +183,7 @@ def write_dataset(place: Path, generator: Generator, rows: int) -> None:
     folder = Folder(place / "dataset")
     records = StageRecords(folder, embed_stage("clip"))
     records.begin(StageConfig(), facts={"dim": DIM, "backbone": "generated"})
-    (place / "flat").mkdir()
+    (place / "flat").mkdir(parents=True)
     flat = np.lib.format.open_memmap(place / "flat/all.npy", "w+", np.float16, (rows, DIM))
     for number, start in enumerate(range(0, rows, SHARD)):
         size = min(SHARD, rows - start)
@@ -187,52 +206,203 @@ def write_dataset(place: Path, generator: Generator, rows: int) -> None:
         )
 
 
-def build_ours(place: Path, exact_mib: int) -> tuple[float, float]:
-    """Seconds and peak MiB of our build, in a process of its own."""
+def build_ours(place: Path) -> dict[str, float]:
+    """Build in a process of its own, whatever was built before."""
+    for old in ("index", ".laionkit/index"):
+        shutil.rmtree(place / "dataset" / old, ignore_errors=True)
     started = time.perf_counter()
     pid = os.fork()
     if not pid:
-        index(str(place / "dataset"), IndexConfig(exact_mib=exact_mib))
+        index(str(place / "dataset"), IndexConfig(exact_mib=0))
         os._exit(0)
-    _, status, usage = os.wait4(pid, 0)
+    _, status, used = os.wait4(pid, 0)
     assert status == 0
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return {
+        "s": round(time.perf_counter() - started, 1),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 1),
+        "peak_mib": round(used.ru_maxrss / 1024),
+    }
 
 
-def run_cell(
-    searcher: Searcher, peer: Any, place: Path, selectivity: float, correlation: float,
-    queries_QD: NDArray[np.float32], scores_QN: NDArray[np.float32], order: NDArray[np.int64],
-) -> dict[str, Any]:  # fmt: skip
-    """One cell: ours, then the peers, on the same queries and filters."""
-    rng = np.random.default_rng(7)
-    keeps, truth = [], []
-    for scores in scores_QN:
-        keep = np.ones(len(scores), bool)
-        if selectivity < 1:
-            keep = simulated_filter(scores, selectivity, correlation, rng)
-        rows = np.flatnonzero(keep)
-        truth.append(rows[np.argsort(-scores[rows], kind="stable")[:K]].tolist())
-        keeps.append(keep)
-    np.save(place / "keeps.npy", np.stack([bits.from_mask(keep) for keep in keeps]))
-    ours: dict[str, Any] = {"ms": [], "cpu_ms": [], "answers": [], "exact": []}
-    for query, keep in zip(queries_QD, keeps, strict=True):
-        bitmap = [Keep(bits.from_mask(keep[order]))] if selectivity < 1 else None
-        prepare(searcher.segments, bitmap or [None])
-        started, worked = time.perf_counter(), time.process_time()
-        found, plan = searcher.nearest(query, K, bitmap)
-        ours["ms"].append(1e3 * (time.perf_counter() - started))
-        ours["cpu_ms"].append(1e3 * (time.process_time() - worked))
-        ours["answers"].append(order[found.rows].tolist())
-        ours["exact"].append(plan.exact)
-    peer.stdin.write(json.dumps({"keeps": str(place / "keeps.npy"), "truth": truth}) + "\n")
-    peer.stdin.flush()
-    theirs = json.loads(peer.stdout.readline())
-    cell = {"selectivity": selectivity, "correlation": correlation, "nprobe": theirs["nprobe"],
-            "exact": float(np.mean(ours["exact"]))}  # fmt: skip
-    for name, side in (("ours", ours), ("ivf", theirs["ivf"]), ("autofaiss", theirs["autofaiss"])):
-        cell[name] = summary(side, truth)
-    print(json.dumps(cell), flush=True)
-    return cell
+def build_peer(place: Path, what: str, python: str) -> dict[str, Any]:
+    """Build a peer's index in a process of its own."""
+    command = [python, "-c", PEER_BUILD, str(place), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.strip().split("\n")[-1]))
+
+
+def cold_query(place: Path) -> dict[str, float]:
+    """Seconds of a whole command that asks with a vector, the least of five."""
+    np.save(place / "one.npy", np.load(place / "queries.npy")[0])
+    command = [sys.executable, "-m", "laionkit", "query", str(place / "dataset"),
+               "--vector", str(place / "one.npy"), "--json"]  # fmt: skip
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    return {"least_s": round(min(seconds), 3), "median_s": round(statistics.median(seconds), 3)}
+
+
+class Peer:
+    """The peers' indexes, in a process that answers one side of one cell at a time."""
+
+    def __init__(self, place: Path, python: str) -> None:
+        command = [python, "-c", PEER_SERVE, str(place)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout and self._process.stdout.readline() == "ready\n"
+
+    def ask(self, **cell: Any) -> Any:
+        """What the peer says of a cell."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(cell) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """Let the process end."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def file_order(searcher: Searcher) -> NDArray[np.int64]:
+    """The row of the flat file that each row of the index is."""
+    keys = searcher.segments[0].rows.keys().to_pylist()
+    return np.array([int(key[:5]) * SHARD + int(key[5:]) for key in keys])
+
+
+def truth_of(scores_N: NDArray[np.float32], keep_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The nearest rows of those kept."""
+    rows = np.flatnonzero(keep_N)
+    best = rows[np.argpartition(-scores_N[rows], K - 1)[:K]]
+    return np.asarray(best[np.argsort(-scores_N[best], kind="stable")])
+
+
+def filters(
+    scores_N: NDArray[np.float32], seed: int
+) -> Iterator[tuple[tuple[float, float], NDArray[np.bool_]]]:
+    """Every cell's filter of one query."""
+    rng = np.random.default_rng((7, seed))
+    for cell in CELLS:
+        if cell[0] == 1:
+            yield cell, np.ones(len(scores_N), bool)
+        else:
+            yield cell, simulated_filter(scores_N, *cell, rng)
+
+
+def cell_file(place: Path, cell: tuple[float, float], side: str) -> Path:
+    """Where the filters of a cell are kept, in the order of our rows or of the flat file's."""
+    return place / f"keeps-{side}-{cell[0]}-{cell[1]}.npy"
+
+
+def prepare_cells(place: Path, python: str, count: int) -> None:
+    """Filters and truth of every cell for some queries, and plain faiss's best nprobe."""
+    searcher = Searcher(place / "dataset")
+    order = file_order(searcher)
+    back = np.argsort(order)
+    queries = np.load(place / "queries.npy")[:count]
+    np.save(place / "asked.npy", queries)
+    keeps: dict[Any, list[Any]] = {cell: [] for cell in CELLS}
+    truth: dict[Any, list[Any]] = {cell: [] for cell in CELLS}
+    for start in range(0, count, RECALL_BATCH):
+        for number, scores in enumerate(exact_scores(searcher, queries[start:][:RECALL_BATCH])):
+            for cell, keep in filters(scores, start + number):
+                keeps[cell].append(bits.from_mask(keep))
+                truth[cell].append(truth_of(scores, keep))
+    peer, told = Peer(place, python), []
+    for cell in CELLS:
+        np.save(cell_file(place, cell, "ours"), np.stack(keeps[cell]))
+        theirs = [np.unpackbits(k, count=len(order), bitorder="little")[back] for k in keeps[cell]]
+        np.save(cell_file(place, cell, "flat"), np.packbits(theirs, axis=1, bitorder="little"))
+        flat = [order[rows].tolist() for rows in truth[cell]]
+        nprobe = peer.ask(keeps=str(cell_file(place, cell, "flat")), truth=flat)
+        told.append({"cell": cell, "truth": flat, "nprobe": nprobe})
+        print(cell, nprobe, flush=True)
+    peer.close()
+    (place / "cells.json").write_text(json.dumps(told))
+
+
+def time_cells(place: Path, python: str) -> list[dict[str, Any]]:
+    """Ours, then the peers, on the same queries and filters, cell by cell."""
+    searcher = Searcher(place / "dataset")
+    order, queries = file_order(searcher), np.load(place / "asked.npy")
+    peer, cells = Peer(place, python), []
+    for told in json.loads((place / "cells.json").read_text()):
+        selectivity, correlation = told["cell"]
+        packed = np.load(cell_file(place, (selectivity, correlation), "ours"))
+        keeps = [[Keep(bitmap)] if selectivity < 1 else None for bitmap in packed]
+        for keep in keeps:
+            prepare(searcher.segments, keep or [None])
+        ours = time_ours(searcher, queries, keeps)
+        ours["answers"] = [order[rows].tolist() for rows in ours["answers"]]
+        cell = {
+            "selectivity": selectivity,
+            "correlation": correlation,
+            "nprobe": told["nprobe"],
+            "exact": float(np.mean(ours["exact"])),
+            "ours": summary(ours, told["truth"]),
+        }
+        for side in ("ivf", "autofaiss"):
+            asked = {"keeps": str(cell_file(place, (selectivity, correlation), "flat")),
+                     "nprobe": told["nprobe"], "side": side}  # fmt: skip
+            theirs = peer.ask(**asked) and peer.ask(**asked)  # warm, as ours
+            if theirs is not None:
+                cell[side] = summary(theirs, told["truth"])
+        print(json.dumps(cell), flush=True)
+        cells.append(cell)
+    peer.close()
+    return cells
+
+
+def time_ours(
+    searcher: Searcher, queries_QD: NDArray[np.float32], keeps: list[Any]
+) -> dict[str, Any]:
+    """Milliseconds and answers of every query, asked a second time."""
+    found: dict[str, Any] = {}
+    for _ in range(2):
+        found = {"ms": [], "cpu_ms": [], "answers": [], "exact": []}
+        for query, keep in zip(queries_QD, keeps, strict=True):
+            started, worked = time.perf_counter(), time.process_time()
+            hits, plan = searcher.nearest(query, K, keep)
+            found["ms"].append(1e3 * (time.perf_counter() - started))
+            found["cpu_ms"].append(1e3 * (time.process_time() - worked))
+            found["answers"].append(hits.rows)
+            found["exact"].append(plan.exact)
+    return found
+
+
+def measure_recall(place: Path, first: int, count: int) -> list[dict[str, Any]]:
+    """Recall@10 of our answers to text queries that tuned nothing, in every cell."""
+    searcher = Searcher(place / "dataset")
+    queries = np.load(place / "queries.npy")[first : first + count]
+    recalls: dict[Any, list[float]] = {cell: [] for cell in CELLS}
+    exact: dict[Any, list[bool]] = {cell: [] for cell in CELLS}
+    short = 0
+    for start in range(0, count, RECALL_BATCH):
+        batch = queries[start : start + RECALL_BATCH]
+        for number, scores in enumerate(exact_scores(searcher, batch)):
+            for cell, keep in filters(scores, first + start + number):
+                keeps = [Keep(bits.from_mask(keep))] if cell[0] < 1 else None
+                hits, plan = searcher.nearest(batch[number], K, keeps)
+                truth = truth_of(scores, keep)
+                recalls[cell].append(len(set(hits.rows) & set(truth)) / len(truth))
+                exact[cell].append(plan.exact)
+                short += len(hits.rows) < len(truth)
+        print(start + len(batch), {c: round(float(np.mean(r)), 4) for c, r in recalls.items()},
+              flush=True)  # fmt: skip
+    assert not short, f"{short} answers are short"
+    return [
+        {
+            "selectivity": cell[0], "correlation": cell[1], "queries": len(found),
+            "recall": round(float(np.mean(found)), 4),
+            "low95": round(float(np.mean(found) - 1.96 * np.std(found) / len(found) ** 0.5), 4),
+            "exact": round(float(np.mean(exact[cell])), 4),
+        }
+        for cell, found in recalls.items()
+    ]  # fmt: skip
 
 
 def summary(side: dict[str, Any], truth: list[list[int]]) -> dict[str, float]:
@@ -258,81 +428,62 @@ def peer_python(folder: Path) -> str:
 
 
 def main() -> None:
-    """Run the benchmark and print, or write, its JSON."""
+    """Run some steps and add what they measure to the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--exact-mib", type=int, default=IndexConfig().exact_mib)
+    parser.add_argument("--place", required=True, help="folder that keeps data and indexes")
+    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--queries", type=int, default=200, help="queries that are timed")
+    parser.add_argument("--recall-queries", type=int, default=5000)
     parser.add_argument("--data", default=os.environ.get("LAIONKIT_TEST_DATA", "../shared/data"))
     parser.add_argument("--peer", default=str(Path.home() / ".cache/laionkit-bench/search"))
-    parser.add_argument("--out")
+    parser.add_argument("--out", required=True, help="JSON file that results are added to")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="laionkit-bench-") as name:
-        result = measure(Path(name), args)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
+    python = peer_python(Path(args.peer))
+    place, out = Path(args.place), Path(args.out)
+    steps: dict[str, Callable[[], Any]] = {
+        "data": lambda: make_data(place, Path(args.data), args.rows),
+        "ours": lambda: build_ours(place),
+        "ivf": lambda: build_peer(place, "ivf", python),
+        "autofaiss": lambda: build_peer(place, "autofaiss", python),
+        "cold": lambda: cold_query(place),
+        "prepare": lambda: prepare_cells(place, python, args.queries),
+        "time": lambda: time_cells(place, python),
+        "recall": lambda: measure_recall(place, args.queries, args.recall_queries),
+    }
+    for step in args.steps.split(","):
+        found = steps[step]()
+        if found is not None:
+            add_result(out, f"{args.rows} rows", step, found)
 
 
-def measure(place: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Make the data, build every index, run every cell."""
-    generator = Generator(args.rows, Path(args.data))
-    write_dataset(place, generator, args.rows)
-    queries = generator.texts(args.queries, 10**6)
-    np.save(place / "queries.npy", queries)
-    seconds, peak_mib = build_ours(place, args.exact_mib)
-    started = time.perf_counter()
-    searcher = Searcher(place / "dataset")
-    searcher.nearest(queries[0], K)
-    cold_ms = 1e3 * (time.perf_counter() - started)
-    keys = searcher.segments[0].rows.keys().to_pylist()
-    order = np.array([int(key[:5]) * SHARD + int(key[5:]) for key in keys])
-    flat = np.load(place / "flat/all.npy", mmap_mode="r")
-    blocks = (unit(flat[i : i + SHARD]).astype(np.float32) for i in range(0, args.rows, SHARD))
-    scores = np.concatenate([queries @ block.T for block in blocks], 1)
-    command = [peer_python(Path(args.peer)), "-c", PEER, str(place), str(args.rows)]
-    peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.DEVNULL)  # fmt: skip
-    assert peer.stdin and peer.stdout
-    while not (line := peer.stdout.readline()).startswith("{"):
-        assert line or peer.poll() is None, "the peer died"
-    built = {**json.loads(line), "ours_s": round(seconds, 1), "ours_peak_mib": round(peak_mib)}
-    print(json.dumps(built), flush=True)
-    cells = [
-        run_cell(searcher, peer, place, selectivity, correlation, queries, scores, order)
-        for selectivity in SELECTIVITIES
-        for correlation in (CORRELATIONS if selectivity < 1 else (0.0,))
-    ]
-    peer.stdin.close()
-    peer.wait()
+def make_data(place: Path, data: Path, rows: int) -> None:
+    """The dataset, its vectors in one file for the peers, and queries that are in none of them."""
+    generator = Generator(rows, data)
+    write_dataset(place, generator, rows)
+    np.save(place / "queries.npy", generator.texts(6000, 10**6))
+
+
+def add_result(out: Path, rows: str, step: str, found: Any) -> None:
+    """Add what a step measured, with its machine, commit and command."""
+    results = json.loads(out.read_text()) if out.exists() else {}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True,
                             check=False).stdout.strip()  # fmt: skip
-    return {
+    results.setdefault(rows, {})[step] = {
         "command": " ".join(
-            [
-                "benchmarks/search.py",
-                f"--rows {args.rows}",
-                f"--queries {args.queries}",
-                f"--exact-mib {args.exact_mib}",
-            ]
+            ["benchmarks/search.py", f"--rows {rows.split()[0]}", f"--steps {step}"]
         ),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit,
         "machine": {
             "cpus": os.cpu_count(),
             "system": platform.platform(),
-            "load": os.getloadavg()[0],
+            "load": round(os.getloadavg()[0], 2),
         },
-        "rows": args.rows,
-        "dim": DIM,
-        "queries": args.queries,
-        "peers": PEERS,
-        "build": built,
-        "cold_vector_query_ms": round(cold_ms, 1),
-        "cells": cells,
-        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "found": found,
     }
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps({step: found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def build_segment(
     built.info = built.info.model_copy(update=said)
     position_of = np.full(source.rows, -1, np.int64)
     position_of[order] = np.arange(len(order))
-    _write_rows(dataset, base + ROWS, refs, key, position_of, built, metadata)
+    tables = ordered_metadata(dataset, refs, key, position_of, shape.memory_mib)
+    _write_rows(dataset, base + ROWS, refs, key, tables, built, metadata)
     return built
 
 
@@ -205,12 +206,12 @@ def _list_vectors(
 
 def _write_rows(
     dataset: Folder, path: str, refs: Sequence[EmbeddingRef], key: str,
-    position_of: NDArray[np.int64], built: Built, metadata: str | None,
+    tables: Iterator[pa.Table], built: Built, metadata: str | None,
 ) -> None:  # fmt: skip
     names = [ref.name for ref in refs]
     with dataset.create(path) as file:
         writer: Any = None
-        for number, bucket in enumerate(ordered_metadata(dataset, refs, key, position_of)):
+        for number, bucket in enumerate(tables):
             rows = segment_rows(bucket, key, names)
             writer = writer or pa.ipc.new_file(_io(file), rows.schema)
             writer.write_table(rows)

@@ -1,5 +1,7 @@
 """Search one segment: scan it, or probe its lists, and re-rank by exact cosines."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,17 @@ from laionkit.search.segment import Segment
 
 
 def search_segment(
-    segment: AnySegment, query_D: NDArray[np.float32], k: int, keep: Keep | None, exact: bool
+    segment: AnySegment,
+    query_D: NDArray[np.float32],
+    k: int,
+    keep: Keep | None,
+    exact: bool,
+    latency_ms: float = math.inf,
 ) -> tuple[Neighbours, Step]:
-    """The k nearest rows of one segment, under a filter, and how they were found."""
+    """The k nearest rows of one segment, under a filter, and how they were found.
+
+    A probe scores no more than it should be able to in `latency_ms`; a scan is never cut.
+    """
     matches = segment.count if keep is None else keep.count
     name = segment.info.name
     if not matches:
@@ -27,7 +37,7 @@ def search_segment(
     if exact or segment.lists is None or not worth_probing(segment, k, matches):
         found = _scan(segment, query_D, k, keep, matches)
         return found, Step(name, "scan", matches, matches)
-    return _probe(segment, query_D, k, keep, matches)
+    return _probe(segment, query_D, k, keep, matches, latency_ms)
 
 
 def worth_probing(segment: Segment, k: int, matches: int) -> bool:
@@ -44,7 +54,12 @@ def worth_probing(segment: Segment, k: int, matches: int) -> bool:
 
 
 def _probe(
-    segment: Segment, query_D: NDArray[np.float32], k: int, keep: Keep | None, matches: int
+    segment: Segment,
+    query_D: NDArray[np.float32],
+    k: int,
+    keep: Keep | None,
+    matches: int,
+    latency_ms: float,
 ) -> tuple[Neighbours, Step]:
     """The k nearest rows of the lists that should hold them."""
     store = segment.lists
@@ -59,13 +74,23 @@ def _probe(
     fresh = np.ones(len(near), bool)
     fresh[lists] = False
     more = more[fresh[more]]
+    held = int(counts[lists].sum()) + np.cumsum(counts[more])
+    afford = (
+        planner.affordable(segment.count, matches, len(near), segment.vectors.dim, latency_ms)
+        if latency_ms < math.inf
+        else matches
+    )
+    cut = len(more) > 0 and int(held[-1]) > afford
+    more = more[: int(np.searchsorted(held, afford, side="right"))] if cut else more
     if len(more):
         found = merge([found, _score(segment, query_D, near, more, k, keep, counts)], reranked(k))
     best = segment.vectors.search_rows(query_D, min(k + 8 + k // 16, len(found.rows)), found.rows)
     cosines = segment.vectors.cosines(query_D, best.rows)
     probed = len(lists) + len(more)
     scored = int(counts[lists].sum() + counts[more].sum())
-    step = Step(segment.info.name, "probe", matches, scored, probed, len(near), exact=False)
+    step = Step(
+        segment.info.name, "probe", matches, scored, probed, len(near), exact=False, cut=cut
+    )
     return Neighbours(cosines, best.rows).top(k), step
 
 

@@ -42,9 +42,19 @@ def probe_ms(rows: int, matches: int, scored: int, lists: int, dim: int) -> floa
     return base + scored * _MATCHED * dim / 512e6 + scored * rows / matches * _PASSED / 1e6
 
 
+def affordable(rows: int, matches: int, lists: int, dim: int, latency_ms: float) -> int:
+    """How many matching rows can be scored by probing within a budget."""
+    base = probe_ms(rows, matches, 0, lists, dim)
+    each = (probe_ms(rows, matches, matches, lists, dim) - base) / matches
+    return max(0, int((latency_ms - base) / each))
+
+
 @dataclass(frozen=True)
 class Step:
-    """What was done in one segment: how, of how many matching rows, how many were scored."""
+    """What was done in one segment: how, of how many matching rows, how many were scored.
+
+    `cut`: a latency budget ended the probe before it had reached the recall aimed at.
+    """
 
     segment: str
     method: Method
@@ -53,6 +63,7 @@ class Step:
     lists: int = 0
     of_lists: int = 0
     exact: bool = True
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ read by row in O(1), and as the parquet files that clip-retrieval reads (``metad
 """
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from laionkit.core.embeddings import EmbeddingRef
-from laionkit.core.errors import InputError
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 
 BUCKET_ROWS = 262_144
+MOST_BUCKETS = 512  # files that are open at a time
+_COPIES = 16  # of a bucket's parquet: decoded, sorted, written twice, and what Arrow sets aside
 _POSITION = "__position"
 _SHARD = "__shard"
 _ROW = "__row"
@@ -55,21 +58,49 @@ def metadata_schema(dataset: Folder, refs: Sequence[EmbeddingRef], key: str) -> 
         raise InputError(f"the metadata of two shards cannot be joined: {error}") from error
 
 
+def bucket_rows(dataset: Folder, refs: Sequence[EmbeddingRef], rows: int, memory_mib: int) -> int:
+    """How many rows of metadata are put in order at a time within so much memory.
+
+    Raises ConfigError where there would be too many buckets.
+    """
+    size, count = 0, 0
+    for ref in refs:
+        with dataset.open(ref.metadata) as file:
+            parquet = pq.ParquetFile(file).metadata
+        size += sum(parquet.row_group(i).total_byte_size for i in range(parquet.num_row_groups))
+        count += parquet.num_rows
+    each = _COPIES * size / max(count, 1) + 64
+    fitting = int(np.clip(memory_mib * 2**20 / each, 256, BUCKET_ROWS))
+    if fitting * MOST_BUCKETS < rows:
+        needed = math.ceil(rows / MOST_BUCKETS * each / 2**20)
+        raise ConfigError(
+            f"memory_mib={memory_mib}: the metadata of {rows:,} rows, {MOST_BUCKETS} parts at a "
+            f"time, takes {needed}: give --memory-mib {needed}"
+        )
+    return fitting
+
+
 def ordered_metadata(
-    dataset: Folder, refs: Sequence[EmbeddingRef], key: str, position_of: NDArray[np.int64]
+    dataset: Folder,
+    refs: Sequence[EmbeddingRef],
+    key: str,
+    position_of: NDArray[np.int64],
+    memory_mib: int,
 ) -> Iterator[pa.Table]:
     """All shards' metadata in the order of `position_of` (global row → position, -1: left out).
 
     Each table has the metadata's columns and three of ours, see `segment_rows`.
     """
     schema = metadata_schema(dataset, refs, key)
-    buckets = -(-int(position_of.max(initial=-1) + 1) // BUCKET_ROWS)
+    rows = int(position_of.max(initial=-1) + 1)
+    size = bucket_rows(dataset, refs, rows, memory_mib)
+    buckets = -(-rows // size)
+    tables = _shard_tables(dataset, refs, schema, position_of, size)
     if buckets <= 1:
-        tables = list(_shard_tables(dataset, refs, schema, position_of))
-        yield pa.concat_tables(tables).sort_by(_POSITION).drop_columns([_POSITION])
+        yield pa.concat_tables(list(tables)).sort_by(_POSITION).drop_columns([_POSITION])
         return
     with tempfile.TemporaryDirectory(prefix="laionkit-index-") as place:
-        _spill(_shard_tables(dataset, refs, schema, position_of), Path(place), buckets)
+        _spill(tables, Path(place), size)
         for bucket in range(buckets):
             with pa.OSFile(str(Path(place) / str(bucket))) as file:
                 table = pa.ipc.open_stream(file).read_all()
@@ -81,29 +112,37 @@ def _shard_tables(
     refs: Sequence[EmbeddingRef],
     schema: pa.Schema,
     position_of: NDArray[np.int64],
+    most: int,
 ) -> Iterator[pa.Table]:
+    """Every shard's metadata, at most so many rows at a time, with our three columns."""
     start = 0
     for number, ref in enumerate(refs):
-        table = dataset.read_table(ref.metadata)
-        columns = [
-            table[field.name].cast(field.type)
-            if field.name in table.column_names
-            else pa.nulls(ref.rows, field.type)
-            for field in schema
-        ]
-        positions = position_of[start : start + ref.rows]
-        rows = np.arange(ref.rows, dtype=np.int32)
-        full = pa.Table.from_arrays(
-            [
-                *columns,
-                pa.array(positions),
-                pa.array(np.full(ref.rows, number, np.int32)),
-                pa.array(rows),
-            ],
-            names=[*schema.names, _POSITION, _SHARD, _ROW],
-        )
-        yield full if (positions >= 0).all() else full.filter(pa.array(positions >= 0))
+        with dataset.open(ref.metadata) as file:
+            row = 0
+            for batch in pq.ParquetFile(file).iter_batches(most):
+                stop = row + batch.num_rows
+                positions = position_of[start + row : start + stop]
+                full = pa.Table.from_arrays(
+                    [
+                        *_columns(batch, schema),
+                        pa.array(positions),
+                        pa.array(np.full(batch.num_rows, number, np.int32)),
+                        pa.array(np.arange(row, stop, dtype=np.int32)),
+                    ],
+                    names=[*schema.names, _POSITION, _SHARD, _ROW],
+                )
+                yield full if (positions >= 0).all() else full.filter(pa.array(positions >= 0))
+                row = stop
         start += ref.rows
+
+
+def _columns(batch: pa.RecordBatch, schema: pa.Schema) -> list[pa.Array]:
+    return [
+        batch[field.name].cast(field.type)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
 
 
 def forgotten_rows(
@@ -114,12 +153,12 @@ def forgotten_rows(
     return np.concatenate([pc.is_in(part, value_set=forgotten).to_numpy() for part in parts])
 
 
-def _spill(tables: Iterator[pa.Table], place: Path, buckets: int) -> None:
+def _spill(tables: Iterator[pa.Table], place: Path, size: int) -> None:
     """Deal rows out to one stream a bucket, by position."""
     with contextlib.ExitStack() as stack:
         writers: dict[int, Any] = {}
         for table in tables:
-            bucket_of = table[_POSITION].to_numpy() // BUCKET_ROWS
+            bucket_of = table[_POSITION].to_numpy() // size
             for bucket in np.unique(bucket_of):
                 if bucket not in writers:
                     file = stack.enter_context(pa.OSFile(str(place / str(bucket)), "wb"))

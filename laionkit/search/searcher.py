@@ -30,6 +30,7 @@ from laionkit.search.queries import Encoder, Image, check_vector, read_vector
 from laionkit.search.scores import Scores
 
 MAX_K = 100_000
+LATENCY_MS = 50.0  # what feels immediate, with a page to draw after it
 MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
 _PAGES = 10  # pages that one search serves: they come of one ranking
 _DEEPER = 4  # by which a search deepens where too few hits were left of it
@@ -80,6 +81,7 @@ class Searcher:
         threshold: float | None = None,
         dedup: float | None = None,
         exact: bool = False,
+        latency_ms: float = LATENCY_MS,
     ) -> Hits:
         """The k rows nearest to a query: always min(k, matches) of them.
 
@@ -89,8 +91,10 @@ class Searcher:
         keys), and scores of affine heads (`boost`). Rows of keys it is asked with are no hits.
         `where` filters by SQL inside the search; `threshold` is the least cosine of a hit; with
         `dedup`, a hit as near as that cosine to a better one makes room for the next. `page`
-        counts from 1, and pages do not repeat. `exact` scores every matching row. Raises
-        ConfigError for a wrong setting, InputError for a query that cannot be used.
+        counts from 1, and pages do not repeat. `exact` scores every matching row. A probe
+        of lists scores no more rows than take `latency_ms` by the planner's costs, and the plan
+        says where that cut it. Raises ConfigError for a wrong setting, InputError for a query
+        that cannot be used.
         """
         first = check_depth(k, page, dedup, threshold)
         clock = _Clock()
@@ -102,7 +106,7 @@ class Searcher:
         keeps = self._keeps(where, asked if like is None else [like, *asked])
         clock.lap("filter")
         depth = k if page is None else min(_PAGES * k, MAX_K)
-        found, plan = self._ranked(query, first + k, depth, keeps, dedup, exact)
+        found, plan = self._ranked(query, first + k, depth, keeps, dedup, exact, latency_ms)
         found = Neighbours(found.scores[first : first + k], found.rows[first : first + k])
         clock.lap("search")
         if threshold is not None:
@@ -119,11 +123,12 @@ class Searcher:
         keeps: Sequence[Keep | None] | None = None,
         *,
         exact: bool = False,
+        latency_ms: float = LATENCY_MS,
     ) -> tuple[Neighbours, Plan]:
         """The k nearest rows to a unit vector, under one filter a segment, and how they came."""
-        parts, steps = [], []
+        parts, steps, each_ms = [], [], latency_ms / len(self.segments)
         for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
-            found, step = search_segment(segment, query_D, k, keep, exact)
+            found, step = search_segment(segment, query_D, k, keep, exact, each_ms)
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)
         plan = Plan(
@@ -208,6 +213,7 @@ class Searcher:
         keeps: Sequence[Keep | None],
         limit: float | None,
         exact: bool,
+        latency_ms: float,
     ) -> tuple[Neighbours, Plan]:
         """The nearest `wanted` rows, of which no two are nearer than `limit`.
 
@@ -216,7 +222,7 @@ class Searcher:
         """
         ranking = merge([], 0)
         while True:
-            found, plan = self.nearest(query_D, depth, keeps, exact=exact)
+            found, plan = self.nearest(query_D, depth, keeps, exact=exact, latency_ms=latency_ms)
             fresh = ~np.isin(found.rows, ranking.rows)
             ranking = Neighbours(
                 np.concatenate([ranking.scores, found.scores[fresh]]),

@@ -45,7 +45,9 @@ class IndexConfig(StageConfig):
     """Seed of the sample that the lists are trained on."""
     memory_mib: int = Field(2048, ge=64)
     """Memory that a build works in, in MiB, beside the libraries: bounds the rows that lists are
-    trained on and the rows worked on at a time."""
+    trained on, the rows worked on at a time and the metadata put in order at a time."""
+    recall: float = Field(0.95, ge=0.5, le=0.999)
+    """Recall that searches by lists aim at, under any filter; a higher one probes more of them."""
     compact: Effort[bool] = False
     """Build one segment of everything. New shards otherwise go into a segment of their own, and
     are seen by other tools (image.index) only after a compaction, which comes by itself when a
@@ -162,9 +164,9 @@ def _shape(config: IndexConfig, rows: int, dim: int) -> "Shape":
 
     small = rows * dim * 2 <= config.exact_mib * 2**20
     if config.kind == "exact" or (config.kind == "auto" and small):
-        return Shape(0, config.seed, config.memory_mib)
+        return Shape(0, config.seed, config.memory_mib, config.recall)
     lists = min(rows, config.lists or default_lists(rows))
-    return Shape(lists, config.seed, config.memory_mib)
+    return Shape(lists, config.seed, config.memory_mib, config.recall)
 
 
 def _commit(

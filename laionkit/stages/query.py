@@ -44,6 +44,9 @@ class QueryConfig(StageConfig):
     """Which k hits, 1 the best; none: the best k, found with the least work."""
     exact: bool = False
     """Score every matching row, however long it takes."""
+    latency_ms: float = Field(50.0, gt=0)
+    """Milliseconds that a search of lists may score rows for: where that ends it before it has
+    reached the recall that the index was built for, the plan says so. Scans are never cut."""
     as_name: str | None = None
     """Short name of the model whose index is searched; none: the only one there is."""
     allow_private: bool = False

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from laionkit.backends.knn import spreads
-from laionkit.search import planner
+from laionkit.search import execute, planner
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
 from laionkit.search.tuning import learn_reach, simulated_filter
@@ -91,14 +91,14 @@ def test_lists_are_probed_in_the_order_of_the_share_that_may_be_better():
     assert 0.5 < before[1] < 1
 
 
-def learn(queries_QD: np.ndarray, own: np.ndarray, source: str) -> Reach:
+def learn(queries_QD: np.ndarray, own: np.ndarray, source: str, recall: float = 0.95) -> Reach:
     sample = VECTORS.astype(np.float32)
     lists = np.argmax(sample @ unit(sample[::240]).T, axis=1).astype(np.int32)
     means = np.stack([sample[lists == number].mean(0) for number in range(50)])
     rows = np.random.default_rng(5).permutation(ROWS)
     blocks = [(part, sample[part], lists[part]) for part in np.array_split(rows, 3)]
     assert (spreads(means) < 1).all()
-    return learn_reach(queries_QD, own, blocks, means, 1.0, source)
+    return learn_reach(queries_QD, own, blocks, means, 1.0, source, recall)
 
 
 def test_queries_among_the_vectors_need_less_than_those_far_from_them():
@@ -117,3 +117,21 @@ def test_a_simulated_filter_keeps_its_share_and_its_correlation(correlation):
     assert keep.sum() == 500
     shift = scores[keep].mean()
     assert shift == pytest.approx(1.755 * correlation, abs=0.15)
+
+
+def test_a_latency_budget_cuts_a_probe_and_the_plan_says_so(searcher, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(planner, "PROBE_MS", 0.0)
+    monkeypatch.setattr(execute, "worth_probing", lambda *_: True)
+    query = unit(np.random.default_rng(0).standard_normal((1, DIM)))[0]
+    whole = searcher.search(vector=query).plan.steps[0]
+    cut = searcher.search(vector=query, latency_ms=0.001).plan.steps[0]
+    assert (whole.cut, cut.cut) == (False, True)
+    assert cut.scored < whole.scored
+    assert len(searcher.search(vector=query, latency_ms=0.001)) == 10
+
+
+def test_a_higher_recall_aimed_at_probes_more():
+    rng = np.random.default_rng(0)
+    far, nobody = unit(rng.standard_normal((60, DIM))), np.full(60, -1)
+    assert learn(far, nobody, "texts").sure[0] < learn(far, nobody, "texts", 0.985).sure[0]

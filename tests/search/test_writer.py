@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from laionkit.core.embeddings import model_made
+from laionkit.core.embeddings import list_embeddings, model_made
+from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import add_forgotten
 from laionkit.core.records import StageRecords
+from laionkit.search import rows
 from laionkit.search.build import Shape
 from laionkit.search.layout import read_pointer
 from laionkit.search.searcher import Searcher
@@ -169,3 +171,27 @@ def test_a_remote_index_is_searched_through_a_local_copy(tmp_path, monkeypatch):
     assert writer_of(url).forget() == 1
     assert Searcher(url).search(vector=VECTORS[7], k=1).key[0] != keys[7]
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_metadata_is_ordered_in_buckets_that_fit_the_memory(dataset, monkeypatch):
+    """The same rows come out, in the same order, of many small buckets as of one."""
+    refs = list_embeddings(Folder(dataset), "toy")
+    position_of = np.random.default_rng(0).permutation(800)
+    tables = {}
+    for memory in (1, 2048):
+        monkeypatch.setattr(rows, "BUCKET_ROWS", 256)
+        found = list(
+            rows.ordered_metadata(Folder(dataset), refs, "image_path", position_of, memory)
+        )
+        assert all(len(table) <= 256 for table in found)
+        tables[memory] = pa.concat_tables(found)
+    assert tables[1].equals(tables[2048])
+    keys = tables[1]["image_path"].to_pylist()
+    assert [keys[place] for place in position_of] == sorted(keys)
+
+
+def test_memory_too_small_for_the_metadata_is_one_clear_line(dataset, monkeypatch):
+    refs = list_embeddings(Folder(dataset), "toy")
+    monkeypatch.setattr(rows, "MOST_BUCKETS", 1)
+    with pytest.raises(ConfigError, match="--memory-mib"):
+        rows.bucket_rows(Folder(dataset), refs, 100_000_000, 1)
