@@ -199,9 +199,15 @@ def _learn(
 def _list_vectors(
     source: VectorSource, order: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> Iterator[NDArray[np.float16]]:
+    """Each list's vectors, read many lists at a time: a read goes through every shard."""
     stops = np.cumsum(sizes)
-    for start, stop in zip(stops - sizes, stops, strict=True):
-        yield source.take(order[start:stop])
+    first = 0
+    while first < len(sizes):
+        start = int(stops[first] - sizes[first])
+        last = max(first + 1, int(np.searchsorted(stops, start + source.block_rows, side="right")))
+        block = source.take(order[start : stops[last - 1]])
+        yield from np.split(block, stops[first : last - 1] - start)
+        first = last
 
 
 def _write_rows(

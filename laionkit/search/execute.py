@@ -75,11 +75,7 @@ def _probe(
     fresh[lists] = False
     more = more[fresh[more]]
     held = int(counts[lists].sum()) + np.cumsum(counts[more])
-    afford = (
-        planner.affordable(segment.count, matches, len(near), segment.vectors.dim, latency_ms)
-        if latency_ms < math.inf
-        else matches
-    )
+    afford = planner.affordable(segment.count, matches, len(near), segment.vectors.dim, latency_ms)
     cut = len(more) > 0 and int(held[-1]) > afford
     more = more[: int(np.searchsorted(held, afford, side="right"))] if cut else more
     if len(more):

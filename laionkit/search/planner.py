@@ -45,8 +45,10 @@ def probe_ms(rows: int, matches: int, scored: int, lists: int, dim: int) -> floa
 def affordable(rows: int, matches: int, lists: int, dim: int, latency_ms: float) -> int:
     """How many matching rows can be scored by probing within a budget."""
     base = probe_ms(rows, matches, 0, lists, dim)
-    each = (probe_ms(rows, matches, matches, lists, dim) - base) / matches
-    return max(0, int((latency_ms - base) / each))
+    whole = probe_ms(rows, matches, matches, lists, dim)
+    if whole <= latency_ms:
+        return matches
+    return max(0, int(matches * (latency_ms - base) / (whole - base)))
 
 
 @dataclass(frozen=True)
