@@ -85,16 +85,20 @@ def run_img2dataset(links: pa.Table, folder: Path, settings: Mapping[str, Any]) 
     if done.returncode or not table.exists() or not (output / "00000_stats.json").exists():
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise StageFailed(f"img2dataset failed (exit code {done.returncode}), it said: {said}")
-    return _collect(table, output / "00000.tar", links.num_rows, settings["encode_format"])
+    return collect(table, output / "00000.tar", links.num_rows, settings["encode_format"])
 
 
-def _collect(table: Path, tar: Path, count: int, extension: str) -> list[PeerRow]:
+def collect(table: Path, tar: Path, count: int, extension: str) -> list[PeerRow]:
+    """What a shard of img2dataset holds of `count` links; those it lost are named so."""
     images: dict[int, bytes] = {}
-    with tarfile.open(tar) as file:
-        for member in file:
-            key, _, ending = member.name.partition(".")
-            if ending == extension and (data := file.extractfile(member)) is not None:
-                images[int(key)] = data.read()
+    try:
+        with tarfile.open(tar) as file:
+            for member in file:
+                key, _, ending = member.name.partition(".")
+                if ending == extension and (data := file.extractfile(member)) is not None:
+                    images[int(key)] = data.read()
+    except (tarfile.TarError, OSError) as error:
+        raise StageFailed(f"img2dataset failed: its tar cannot be read: {error}") from error
     rows = {int(row["key"]): row for row in pq.read_table(table).to_pylist()}
     lost = {"status": Status.FAILED_TO_DOWNLOAD, "error_message": "img2dataset lost this link"}
     found = []

@@ -55,9 +55,9 @@ def report(result: StageReport, json_output: bool = False) -> None:
         return
     print_counts(result)
     for line in result.notes:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}", markup=False, soft_wrap=True)
     for path in result.outputs:
-        console.print(f"  → {path}", markup=False)
+        console.print(f"  → {path}", markup=False, soft_wrap=True)
 
 
 def print_counts(result: StageReport) -> None:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -188,3 +189,22 @@ def test_shards_are_read_by_webdataset_datasets_and_torch_trainers(tmp_path, ser
     )
     assert len(loaded) == 6
     assert loaded[0]["txt"] == "caption 0"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_img2dataset_reads_our_tables_as_its_input(tmp_path, server):
+    """Its reader takes a folder of our parquet files, so that a set can move back at any time."""
+    reader = pytest.importorskip("img2dataset.reader")
+    (tmp_path / "tmp").mkdir()
+    names = [f"{i}.jpg" for i in range(6)]
+    dataset, rows = run(tmp_path, server, [*names, "missing.jpg"], image_size=64)
+    found = reader.Reader(
+        *(str(Path(dataset) / "shards"), "parquet", "url", "caption", "sha256", "sha256"),
+        *(["key", "width"], 100, set(), str(tmp_path / "tmp")),
+    )
+    ((number, path),) = list(found)
+    with pa.ipc.open_file(path) as read:
+        table = read.read_all()
+    assert number == 0
+    for name in ("url", "caption", "sha256", "key", "width"):
+        assert table.column(name).to_pylist() == [row[name] for row in rows]
