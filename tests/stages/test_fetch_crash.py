@@ -3,6 +3,7 @@
 import os
 import struct
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ def test_a_crash_changes_no_other_byte(tmp_path, server, deadly):
         files[kind] = data_bytes(dataset)
     one, other = files.values()
     assert {n: b for n, b in one.items() if b != other[n]}.keys() == {"00002.parquet"}
+
+
+def test_a_blocked_picture_never_meets_a_decoder(tmp_path, server, deadly):
+    (tmp_path / "blocked").write_text(sha256(server.pictures["101.bmp"]).hexdigest() + "\n")
+    dataset = make_dataset(tmp_path, [f"{server.url}/img/{n}" for n in ("101.bmp", "1.jpg")])
+    config = FetchConfig(allow_private=True, blocklist=str(tmp_path / "blocked"))
+    report = fetch(dataset, config, runner=Runner(workers=1))
+    assert report.counts.reasons == {"content_blocked": 1}
+    assert report.counts.ok == 1
 
 
 def double(body: bytes, asked: int) -> tuple[int, bytes | None]:

@@ -45,7 +45,7 @@ def kill_and_resume(folder: Path, kills: int, links: int, workers: int) -> None:
             process = subprocess.Popen(
                 [sys.executable, str(script), broken, str(workers)], start_new_session=True
             )
-            # A moment drawn by what was asked for, not by the clock: shards are then in every state.
+            # A moment drawn by what was asked for, not by the clock.
             moment = server.requests.total() + generator.randint(1, links // kills)
             while process.poll() is None and server.requests.total() < moment:
                 time.sleep(0.001)

@@ -33,6 +33,7 @@ from laionkit.ops.urls import host_of
 _BATCH_ROWS = 500
 # Servers that a record names; status sums them up over shards.
 WORST_HOSTS = 20
+_NOBODY_ASKED = frozenset({Reason.MISSING_URL, Reason.MALFORMED_URL, Reason.SCHEME_REFUSED})
 _LAST_CARRIED = ("caption", "url")
 
 
@@ -137,7 +138,9 @@ class ShardUnderWay:
             return {}
         urls = self.rows.column("url")
         lost = Counter(
-            host_of(urls[i].as_py()) for i in range(self.rows.num_rows) if not self._is_ok(i)
+            host_of(urls[i].as_py())
+            for i in range(self.rows.num_rows)
+            if (reason := self._result(i).reason) is not None and reason not in _NOBODY_ASKED
         )
         return {host: n for host, n in lost.most_common(WORST_HOSTS) if host}
 
