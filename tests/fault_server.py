@@ -26,7 +26,7 @@ class FaultServer:
         self.agents: set[str] = set()
         self.at_once = 0
         self.most_at_once = 0
-        self.is_down = False
+        self.leaves_at = 0
         self.connections = 0
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
@@ -54,23 +54,32 @@ class FaultServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connection, self.address, 0, backlog=512)
-        self.port = server.sockets[0].getsockname()[1]
+        await self._listen(0)
+        self.port = self._server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        self._server.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         await asyncio.sleep(0)
+
+    async def _listen(self, port: int) -> None:
+        self._server = await asyncio.start_server(self._connection, self.address, port, backlog=512)
+
+    def come_back(self) -> None:
+        """Listen again at the same port, after `leaves_at` requests made it go."""
+        self.leaves_at = 0
+        asyncio.run_coroutine_threadsafe(self._listen(self.port), self._loop).result()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
             while (request := await self._request(reader)) is not None:
-                if self.is_down:
-                    break
                 path, headers = request
                 self.requests[path] += 1
+                if self.leaves_at and self.requests.total() >= self.leaves_at:
+                    self._server.close()
+                    break
                 self.agents.add(headers.get("user-agent", ""))
                 self.at_once += 1
                 self.most_at_once = max(self.most_at_once, self.at_once)

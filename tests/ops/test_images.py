@@ -6,6 +6,7 @@ import io
 import struct
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -124,6 +125,23 @@ def test_sixteen_bit_greys_are_scaled_not_clipped():
     values = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
     rgb = decode(encoded(Image.fromarray(values), "PNG")).rgb
     assert rgb[..., 0].ravel().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("kind", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colours_are_scaled_not_clipped(kind, channels):
+    wide = np.full((16, 16, channels), 65535, np.uint16)
+    wide[..., 2] = np.arange(256).reshape(16, 16) * 257  # OpenCV's order: blue, green, red
+    rgb = decode(cv2.imencode(kind, wide)[1].tobytes()).rgb
+    assert rgb[..., 0].ravel().tolist() == list(range(256))
+    assert rgb[..., 1:].min() == 255
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_greys_come_out_as_the_same_greys(kind):
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("CMYK")
+    rgb = decode(encoded(grey, kind)).rgb.astype(int)
+    assert np.abs(rgb - np.arange(256).reshape(16, 16, 1)).max() <= 3
 
 
 def test_an_embedded_profile_is_converted_to_srgb():

@@ -63,6 +63,27 @@ def test_a_network_that_goes_and_comes_back_costs_no_link(tmp_path, server, dns)
     assert any("is back" in text for text in notes.texts)
 
 
+def test_a_network_that_refuses_every_connection_is_waited_for_too(tmp_path, server, dns):
+    dataset = make_dataset(tmp_path, many_hosts(server, 120), 100)
+    server.requests.clear()
+    server.leaves_at = 40
+    notes = Notes()
+
+    def emit(event: Event) -> None:
+        Notes.emit(notes, event)
+        if isinstance(event, Note) and "seems gone" in event.text:
+            server.come_back()
+
+    notes.emit = emit
+    config = settings(dns, retries=3, backoff_s=0.01)
+    report = fetch(dataset, config, runner=Runner(workers=1, progress=notes))
+    assert (report.counts.ok, report.counts.reasons) == (120, {})
+    (gone, back) = notes.texts
+    assert "links at" in gone
+    assert "Connect call failed" in gone
+    assert "the network is back" in back
+
+
 def test_a_network_that_stays_away_stops_the_run_and_records_nothing(tmp_path, server, dns):
     dataset = make_dataset(tmp_path, many_hosts(server, 60), 100)
     dns.good_answers, dns.fails_for_s = 0, 600
