@@ -236,6 +236,8 @@ class FaultServer:
     async def on_robots_txt(self, writer: asyncio.StreamWriter, rest: str) -> None:
         if self.robots is None:
             self.send(writer, 404, b"")
+        elif self.robots.isdigit():
+            self.send(writer, int(self.robots), b"")
         elif self.robots.startswith("http"):
             self.send(writer, 302, b"", f"Location: {self.robots}")
         else:

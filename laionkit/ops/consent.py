@@ -5,14 +5,20 @@ honours; ``tdm-reservation`` is W3C's TDMRep; robots.txt is RFC 9309.
 """
 
 import json
+import re
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
+from urllib.parse import quote
 
 NO_USE = ("noai", "noimageai", "noindex", "noimageindex", "noml")
 # Directives that take a value after a colon, so that the colon is no user agent's.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 # Rules read of one robots.txt; the longest published ones have a few thousand.
 MAX_RULES = 10_000
+_ASCII = "".join(map(chr, range(128)))
+_UNRESERVED = frozenset(string.ascii_letters + string.digits + "-._~")
+_ESCAPED = re.compile("%([0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True)
@@ -73,18 +79,33 @@ class Robots:
 
     rules: tuple[tuple[bool, str], ...] = ()
 
-    def allows(self, path: str) -> bool:
-        """Whether a path (with its query) may be fetched: the longest rule wins, then allow."""
-        best, allowed = -1, True
+    def forbids(self, path: str) -> str | None:
+        """The rule by which a path (with its query) may not be fetched; None where it may.
+
+        The longest rule that fits decides; of two as long, the one that allows.
+        """
+        path = in_octets(path)
+        best, found = -1, None
         for allow, pattern in self.rules:
             length = len(pattern)
             if (length > best or (length == best and allow)) and matches(path, pattern):
-                best, allowed = length, allow
-        return allowed
+                best, found = length, None if allow else pattern
+        return None if found is None else f"Disallow: {found}"
 
 
-NOTHING_ALLOWED = Robots(((False, "/"),))
 ALL_ALLOWED = Robots()
+
+
+def in_octets(path: str) -> str:
+    """A path as RFC 9309, 2.2.2, compares it: only what must be is percent-encoded."""
+    if not path.isascii():
+        path = quote(path, safe=_ASCII)
+    return _ESCAPED.sub(_unescaped, path) if "%" in path else path
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    character = chr(int(found[1], 16))
+    return character if character in _UNRESERVED else found[0].upper()
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -129,6 +150,6 @@ def parse_robots(text: str, token: str) -> Robots:
             in_rules = True
             if value:
                 for agent in agents:
-                    groups[agent].append((name == "allow", value))
+                    groups[agent].append((name == "allow", in_octets(value)))
     chosen = groups.get(token.lower(), groups.get("*", []))
     return Robots(tuple(chosen[:MAX_RULES]))

@@ -23,7 +23,7 @@ ALLOWED = (
     "X-Robots-Tag: nofollow, noarchive",
     "TDM-Reservation: 0",
 )
-CALM = ("-q", "--allow-private", "--retries", 0)
+CALM = ("-q", "--workers", 1, "--allow-private", "--retries", 0)
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def test_every_refusal_is_honoured_with_its_evidence_and_nothing_else_is(dataset
         assert json.loads(row["opt_out"]) == evidence
     others = rows[len(REFUSED) :]
     assert [row["reason"] for row in others] == [None] * 4 + ["robots_disallowed"]
-    assert {row["opt_out"] for row in others} == {None}
+    assert {row["opt_out"] for row in others[:-1]} == {None}
+    rule = {"header": "robots.txt", "value": "Disallow: /img/secret", "time": DATE}
+    assert json.loads(others[-1]["opt_out"]) == rule
     assert server.requests["/robots.txt"] == 1
     assert server.requests["/img/secret.jpg"] == 0
 
@@ -91,3 +93,19 @@ def test_the_agent_is_honest_and_a_missing_contact_is_warned_about(
     public = make_dataset(tmp_path / "public", ["http://nowhere.invalid/x"])
     without = laionkit("fetch", public, "-q", "--retries", 0)
     assert "add --contact with a URL or an e-mail address" in without.err
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_robots_txt_that_is_in_trouble_holds_its_links_back_and_they_may_heal(
+    tmp_path, server, laionkit, status
+):
+    """RFC 9309, 2.3.1.4: nothing is asked for then; another day it may be."""
+    server.robots = str(status)
+    dataset = make_dataset(tmp_path, [f"{server.url}/img/a.jpg"])
+    laionkit("fetch", dataset, *CALM)
+    (row,) = rows_of(dataset).to_pylist()
+    assert row["error_message"] == f"its robots.txt: HTTP {status}"
+    assert server.requests["/img/a.jpg"] == 0
+    server.robots = None
+    healed = laionkit("fetch", dataset, *CALM, "--retry", "--json").json()
+    assert healed["counts"]["ok"] == 1

@@ -6,6 +6,7 @@ it streams; one deadline covers the whole. What the server announces is never tr
 
 import asyncio
 import ipaddress
+import json
 import ssl
 import time
 from contextlib import AbstractAsyncContextManager
@@ -179,8 +180,10 @@ class HttpClient:
             target = self.policy.admit(url)
             if isinstance(target, Denied):
                 raise Refused(Answer(None, target.reason, target.detail))
-            if self._robots is not None and not await self._robots.allows(target):
-                raise Refused(Answer(None, Reason.ROBOTS_DISALLOWED, "its robots.txt forbids it"))
+            if self._robots is not None and (rule := await self._robots.forbids(target)):
+                evidence = {"header": "robots.txt", "value": rule[0], "time": rule[1]}
+                detail = f"robots.txt: {rule[0]}"
+                raise Refused(Answer(None, Reason.ROBOTS_DISALLOWED, detail, json.dumps(evidence)))
             async with self._get(target) as response:
                 if response.status not in _REDIRECTS:
                     return await self._take(response)
@@ -192,8 +195,12 @@ class HttpClient:
         detail = f"more than {self.limits.max_redirects} redirects"
         raise Refused(Answer(None, Reason.TOO_MANY_REDIRECTS, detail))
 
-    async def _ask_robots(self, url: str) -> tuple[int, str]:
-        """Status and text of a robots.txt, redirects followed. Raises as a link's request does."""
+    async def _ask_robots(self, url: str) -> tuple[int, str, str]:
+        """Status, text and Date of a robots.txt, redirects followed.
+
+        Raises as a link's request does, also where the server is in trouble: nothing may be asked
+        for then (RFC 9309, 2.3.1.4), and the trouble may pass.
+        """
         async with asyncio.timeout(self.limits.timeout_s):
             for _ in range(MAX_ROBOTS_REDIRECTS + 1):
                 target = self.policy.admit(url)
@@ -201,20 +208,17 @@ class HttpClient:
                     break
                 async with self._get(target) as response:
                     location = response.headers.get("Location")
+                    if response.status == 429 or response.status >= 500:
+                        raise _failure(response, "its robots.txt: ")
                     if response.status not in _REDIRECTS or not location:
-                        return response.status, await _read_text(response)
+                        date = response.headers.get("Date", "")
+                        return response.status, await _read_text(response), date
                     url = urljoin(target, location)
-        return 404, ""
+        return 404, "", ""
 
     async def _take(self, response: aiohttp.ClientResponse) -> Answer:
-        status = response.status
-        if not 200 <= status < 300:
-            reason = _STATUS_REASONS.get(status)
-            if reason is None:
-                kinds = {4: Reason.HTTP_CLIENT_ERROR, 5: Reason.HTTP_SERVER_ERROR}
-                reason = kinds.get(status // 100, Reason.HTTP_PROTOCOL)
-            wait = retry_after(response.headers.get("Retry-After", ""))
-            raise Refused(Answer(None, reason, f"HTTP {status}", retry_after_s=wait))
+        if not 200 <= response.status < 300:
+            raise _failure(response)
         denied = self.policy.judge(response.headers.items())
         if denied is not None:
             raise Refused(Answer(None, denied.reason, denied.detail, evidence=denied.evidence))
@@ -237,6 +241,17 @@ class HttpClient:
             if self._throttle is not None:
                 self._throttle.took(len(chunk))
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _failure(response: aiohttp.ClientResponse, what: str = "") -> Refused:
+    """A status that brings nothing, as a reason; `what` says whose it is."""
+    status = response.status
+    reason = _STATUS_REASONS.get(status)
+    if reason is None:
+        kinds = {4: Reason.HTTP_CLIENT_ERROR, 5: Reason.HTTP_SERVER_ERROR}
+        reason = kinds.get(status // 100, Reason.HTTP_PROTOCOL)
+    wait = retry_after(response.headers.get("Retry-After", ""))
+    return Refused(Answer(None, reason, f"{what}HTTP {status}", retry_after_s=wait))
 
 
 def _is_address(host: str) -> bool:

@@ -22,8 +22,8 @@ class Denied:
 class RobotsRules(Protocol):
     """The rules of one site's robots.txt that hold for us."""
 
-    def allows(self, path: str) -> bool:
-        """Whether a path with its query may be fetched."""
+    def forbids(self, path: str) -> str | None:
+        """The rule by which a path with its query may not be fetched; None where it may."""
 
 
 @dataclass(frozen=True)

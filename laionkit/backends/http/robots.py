@@ -6,8 +6,10 @@ from urllib.parse import urlsplit
 
 from laionkit.backends.http.policy import RobotsRules
 
-# (address of a robots.txt) -> status and text; raises where the site does not answer.
-Ask = Callable[[str], Awaitable[tuple[int, str]]]
+# (address of a robots.txt) -> status, text and the server's time; raises where it cannot be had.
+Ask = Callable[[str], Awaitable[tuple[int, str, str]]]
+# A site's rules, and when the server gave them.
+Site = tuple[RobotsRules, str]
 MAX_SITES = 100_000
 # A site whose robots.txt could not be had is not asked again so soon, nor for its pictures.
 KEEP_FAILED_S = 30.0
@@ -19,25 +21,27 @@ class RobotsCache:
     def __init__(self, ask: Ask, read: Callable[[int, str], RobotsRules]) -> None:
         """`ask` fetches a robots.txt, `read` turns it into rules."""
         self._ask, self._read = ask, read
-        self._rules: dict[str, RobotsRules] = {}
+        self._rules: dict[str, Site] = {}
         self._failed: dict[str, tuple[float, Exception]] = {}
-        self._under_way: dict[str, asyncio.Task[RobotsRules]] = {}
+        self._under_way: dict[str, asyncio.Task[Site]] = {}
 
-    async def allows(self, url: str) -> bool:
-        """Whether the site's robots.txt allows a URL.
+    async def forbids(self, url: str) -> tuple[str, str] | None:
+        """The rule of the site's robots.txt that forbids a URL, and the server's time.
 
         Raises what the request for it raised: without it the link must not be asked for (RFC
         9309, 2.3.1.4), and it fails for the same reason, which may heal.
         """
         parts = urlsplit(url)
         site = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
-        rules = self._rules.get(site)
-        if rules is None:
-            rules = await asyncio.shield(self._task(site))
+        found = self._rules.get(site)
+        if found is None:
+            found = await asyncio.shield(self._task(site))
+        rules, time = found
         path = parts.path or "/"
-        return rules.allows(f"{path}?{parts.query}" if parts.query else path)
+        rule = rules.forbids(f"{path}?{parts.query}" if parts.query else path)
+        return None if rule is None else (rule, time)
 
-    def _task(self, site: str) -> "asyncio.Task[RobotsRules]":
+    def _task(self, site: str) -> "asyncio.Task[Site]":
         task = self._under_way.get(site)
         if task is None:
             task = asyncio.create_task(self._look(site))
@@ -45,23 +49,24 @@ class RobotsCache:
             task.add_done_callback(lambda done: self._forget(site, done))
         return task
 
-    def _forget(self, site: str, task: "asyncio.Task[RobotsRules]") -> None:
+    def _forget(self, site: str, task: "asyncio.Task[Site]") -> None:
         self._under_way.pop(site, None)
         if not task.cancelled():
             task.exception()  # seen: nobody may be left who waits for it
 
-    async def _look(self, site: str) -> RobotsRules:
+    async def _look(self, site: str) -> Site:
         now = asyncio.get_running_loop().time()
         until, error = self._failed.get(site, (0.0, None))
         if error is not None and until > now:
             raise error
         try:
-            rules = self._read(*await self._ask(f"{site}/robots.txt"))
+            status, text, time = await self._ask(f"{site}/robots.txt")
+            found = self._read(status, text), time
         except Exception as error:
             self._failed[site] = (now + KEEP_FAILED_S, error)
             raise
         self._failed.pop(site, None)
         if len(self._rules) >= MAX_SITES:
             self._rules.clear()
-        self._rules[site] = rules
-        return rules
+        self._rules[site] = found
+        return found

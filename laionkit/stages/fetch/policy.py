@@ -5,13 +5,7 @@ from functools import partial
 
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.core.schemas import Reason
-from laionkit.ops.consent import (
-    ALL_ALLOWED,
-    NOTHING_ALLOWED,
-    Robots,
-    find_opt_out,
-    parse_robots,
-)
+from laionkit.ops.consent import ALL_ALLOWED, Robots, find_opt_out, parse_robots
 from laionkit.ops.urls import UrlError, checked_url, is_public
 from laionkit.stages.fetch.agent import AGENT_TOKEN
 from laionkit.stages.fetch.config import FetchConfig
@@ -58,7 +52,5 @@ def _judge(
 
 
 def _rules(status: int, text: str) -> Robots:
-    """RFC 9309, 2.3.1: no file allows everything, a server in trouble allows nothing."""
-    if 200 <= status < 300:
-        return parse_robots(text, AGENT_TOKEN)
-    return NOTHING_ALLOWED if status == 429 or status >= 500 else ALL_ALLOWED
+    """RFC 9309, 2.3.1: where there is no file, everything is allowed."""
+    return parse_robots(text, AGENT_TOKEN) if 200 <= status < 300 else ALL_ALLOWED
