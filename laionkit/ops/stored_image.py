@@ -15,6 +15,7 @@ from laionkit.ops.blur import blur_boxes
 from laionkit.ops.hashes import hamming, phash
 from laionkit.ops.images import Limits, Picture, PictureError, decode
 from laionkit.ops.resize import EncodeFormat, Resize, encode, frame, scale
+from laionkit.ops.strip import strip
 
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 MAX_EXIF_CHARS = 65_536
@@ -122,7 +123,9 @@ class ImageMaker:
         size = picture.original_width, picture.original_height
         own = _EXTENSIONS.get(picture.format) == self.encode_format and picture.is_plain
         if self.skip_reencode and own and not boxes and not how.applies(size):
-            return data, size
+            bare = strip(data, picture.format)
+            if bare is not None:
+                return bare, size
         rgb = scale(picture.rgb, how, size)
         if boxes:
             rgb = blur_boxes(rgb, boxes)

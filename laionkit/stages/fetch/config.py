@@ -30,7 +30,7 @@ class FetchConfig(StageConfig):
     encode_quality: Annotated[int, Field(ge=0, le=100)] = 95
     """Quality of jpg and webp, 1 to 100; compression of png, 0 to 9. img2dataset's default."""
     skip_reencode: bool = False
-    """Keep a picture's own bytes where nothing about it changes. Its EXIF stays in it then."""
+    """Keep a picture's own bytes, less EXIF and the like, where nothing else about it changes."""
     min_image_size: Annotated[int, Field(ge=0)] = 0
     """Least pixels of the shorter side, judged from the header; 0 takes all."""
     max_image_area: Annotated[int, Field(ge=0)] = 0
