@@ -25,12 +25,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from laionkit.core.errors import StageFailed
+
 # (body, what JSON can say) → (what JSON can say, bytes or none). Pickled by name or by value.
 Work = Callable[[bytes, Any], tuple[Any, bytes | None]]
 
 _FRAME = struct.Struct(">IQ?")
 _NUMBER = struct.Struct(">q")
 _BUFFER_BYTES = 1 << 20
+# How many nurseries are tried before the fault is taken for the machine's.
+NURSERIES = 2
 
 
 class CallDied(Exception):
@@ -54,7 +58,10 @@ class Isolated:
         self._is_closed = False
 
     def __call__(self, body: bytes, asked: Any) -> tuple[Any, bytes | None]:
-        """The function's answer. Raises CallDied where its process did not live to give it."""
+        """The function's answer. Raises CallDied where its process did not live to give it.
+
+        Raises StageFailed where no process can be started at all.
+        """
         process = self._take()
         try:
             answer = process.call(body, asked)
@@ -83,15 +90,21 @@ class Isolated:
         with self._lock:
             if self._is_closed:
                 raise CallDied("the pool is closed", timed_out=False)
-            if self._idle:
-                process = self._idle.pop()
-            else:
-                if not self._nursery.is_alive():
-                    self._nursery.close()
-                    self._nursery = _Nursery(self._start_with)
-                process = _Process(self._nursery)
+            process = self._idle.pop() if self._idle else self._fork()
             self._busy.add(process)
         return process
+
+    def _fork(self) -> "_Process":
+        """Start a process, from a new nursery where the old one is gone."""
+        for _ in range(NURSERIES):
+            try:
+                return _Process(self._nursery)
+            except (OSError, EOFError):
+                ended = self._nursery.close()
+                self._nursery = _Nursery(self._start_with)
+        raise StageFailed(
+            f"no decoder can be started: {_how_it_ended(ended)}. See what it said above"
+        )
 
 
 class _Process:
@@ -103,7 +116,11 @@ class _Process:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         with theirs:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            self._pid = nursery.fork(theirs)
+            try:
+                self._pid = nursery.fork(theirs)
+            except (OSError, EOFError):
+                self.close()
+                raise
 
     def call(self, body: bytes, asked: Any) -> tuple[Any, bytes | None]:
         _send(self._socket, asked, body)
@@ -136,16 +153,10 @@ class _Nursery:
         with contextlib.suppress(BrokenPipeError):  # it failed to start: `fork` says so
             self._control.sendall(_NUMBER.pack(len(start_with)) + start_with)
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
     def fork(self, theirs: socket.socket) -> int:
-        try:
-            socket.send_fds(self._control, [b"f" * _NUMBER.size], [theirs.fileno()])
-            pid: int = _NUMBER.unpack(_receive_exactly(self._control, _NUMBER.size))[0]
-        except (OSError, EOFError) as error:
-            code = self._process.wait()
-            raise CallDied(f"no decoder could be started: {_how_it_ended(code)}", False) from error
+        """The number of a new process. Raises OSError or EOFError where the nursery is gone."""
+        socket.send_fds(self._control, [b"f" * _NUMBER.size], [theirs.fileno()])
+        pid: int = _NUMBER.unpack(_receive_exactly(self._control, _NUMBER.size))[0]
         return pid
 
     def wait_for(self, pid: int) -> int | None:
@@ -156,9 +167,10 @@ class _Nursery:
             return None
         return code
 
-    def close(self) -> None:
+    def close(self) -> int:
+        """End it with all that it forked; return its exit code."""
         self._control.close()
-        self._process.wait()
+        return self._process.wait()
 
 
 def _how_it_ended(code: int | None) -> str:

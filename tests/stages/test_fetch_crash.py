@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from laionkit.backends.isolation import CallDied, Isolated
+from laionkit.core.errors import StageFailed
 from laionkit.core.runner import Runner
 from laionkit.ops.stored_image import ImageMaker
 from laionkit.stages.fetch import FetchConfig, fetch
@@ -133,6 +134,20 @@ def test_the_next_call_after_a_death_is_answered_and_the_death_is_explained():
     with pytest.raises(CallDied):
         isolated(b"", -9)
     assert isolated(b"", 1) == (2, None)
+    isolated.close()
+
+
+class Unloadable:
+    """Ends the interpreter that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_where_no_process_starts_the_stage_fails_and_no_picture_is_blamed():
+    isolated = Isolated(Unloadable(), 60)
+    with pytest.raises(StageFailed, match=r"no decoder can be started: .* exit code 3"):
+        isolated(b"", 1)
     isolated.close()
 
 
