@@ -48,7 +48,7 @@ def test_a_dry_run_tells_success_bytes_hours_and_disk_and_writes_nothing(
     found = report["extra"]
     assert (found["links"], found["sampled"]) == (3000, LINKS)
     assert found["success"] == report["counts"]["ok"] / LINKS
-    assert abs(found["success"] - 0.9) <= found["success_give_or_take"] * 1.5
+    assert abs(found["success"] - 0.9) <= found["give_or_take"] * 1.5
     assert found["images"] == round(found["success"] * 3000)
     real = fetch(dataset, FetchConfig(allow_private=True, robots_txt=False, image_size=64))
     assert real.counts.ok == 2700

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from math import sqrt
 
 import numpy as np
@@ -30,6 +31,37 @@ LINKS = 1000
 SHARDS = 100
 SEED = 0
 PROBE = "dry-run"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What all links would bring and take, told from a sample.
+
+    `give_or_take` is twice the standard error of `success`, both shares of 1; `hours` are those of
+    the tightest bound, `bound_by`.
+    """
+
+    links: int
+    sampled: int
+    success: float
+    give_or_take: float
+    images: int
+    network_bytes: int
+    disk_bytes: int
+    hours: float
+    bound_by: str
+    workers: int
+    concurrency: int
+
+    def words(self) -> tuple[str, str]:
+        """The estimate in two lines."""
+        return (
+            f"{100 * self.success:.1f} ± {100 * self.give_or_take:.1f} % of {self.sampled:,} "
+            "sampled links gave an image; nothing was written to the dataset",
+            f"all of it: about {self.images:,} images, {_size(self.network_bytes)} over the "
+            f"network, {_size(self.disk_bytes)} on disk, {_duration(self.hours)} with "
+            f"{self.workers} workers of {self.concurrency} requests (bound by {self.bound_by})",
+        )
 
 
 def dry_run(
@@ -58,8 +90,8 @@ def dry_run(
         update={
             "counts": outcome.counts,
             "seconds": round(seconds, 3),
-            "notes": tuple(_words(found)),
-            "extra": {**report.extra, **found},
+            "notes": found.words(),
+            "extra": {"dry_run": True, **asdict(found)},
         }
     )
 
@@ -82,31 +114,28 @@ def draw(folder: Folder, tasks: Sequence[Task], plan: RetryPlan | None) -> pa.Ta
 
 def estimate(
     links: int, rows: pa.Table, seen: Outcome, config: FetchConfig, runner: Runner, cpu_s: float
-) -> dict[str, object]:
-    """What all links would take, by what the sample took. Hours are those of the tightest bound."""
+) -> Estimate:
+    """What all links would take, by what the sample took."""
     count = rows.num_rows
     parts, cores = runner.part[1], os.cpu_count() or 1
     workers = runner.workers or cores
-    share = seen.counts.ok / count
-    scale = links / count
+    share, scale = seen.counts.ok / count, links / count
     bounds = dict(_bounds(rows, seen, config, workers, parts))
     bounds["processor"] = cpu_s / cores
     bound_by = max(bounds, key=lambda name: bounds[name])
-    return {
-        "sampled": count,
-        "success": round(share, 4),
-        # The binomial's standard error, twice: 95 %. None where all links were asked for.
-        "success_give_or_take": round(2 * sqrt(share * (1 - share) / count), 4)
-        if count < links
-        else 0.0,
-        "images": round(share * links),
-        "network_bytes": round(seen.extra["bytes_in"] * scale),
-        "disk_bytes": round(sum(file.size for file in seen.files.values()) * scale),
-        "hours": round(bounds[bound_by] * scale / 3600, 4),
-        "bound_by": bound_by,
-        "workers": workers,
-        "concurrency": config.concurrency,
-    }
+    return Estimate(
+        links=links,
+        sampled=count,
+        success=round(share, 4),
+        give_or_take=0.0 if count == links else round(2 * sqrt(share * (1 - share) / count), 4),
+        images=round(share * links),
+        network_bytes=round(seen.extra["bytes_in"] * scale),
+        disk_bytes=round(sum(file.size for file in seen.files.values()) * scale),
+        hours=round(bounds[bound_by] * scale / 3600, 4),
+        bound_by=bound_by,
+        workers=workers,
+        concurrency=config.concurrency,
+    )
 
 
 def _bounds(
@@ -132,32 +161,15 @@ def _cpu_s() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def _words(found: dict[str, object]) -> Iterator[str]:
-    """The estimate in two lines."""
-    give_or_take = f" ± {100 * float(str(found['success_give_or_take'])):.1f}"
-    yield (
-        f"{100 * float(str(found['success'])):.1f}{give_or_take} % of {found['sampled']:,} sampled "
-        f"links gave an image; nothing was written to the dataset"
-    )
-    yield (
-        f"all of it: about {found['images']:,} images, {_size(found['network_bytes'])} over the "
-        f"network, {_size(found['disk_bytes'])} on disk, {_duration(found['hours'])} with "
-        f"{found['workers']} workers of {found['concurrency']} requests (bound by "
-        f"{found['bound_by']})"
-    )
-
-
-def _size(value: object) -> str:
-    size = float(str(value))
+def _size(value: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB" if size < 1000 else f"{size:,.0f} TB"
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
 
 
-def _duration(value: object) -> str:
-    hours = float(str(value))
+def _duration(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.2g} s"
-    return f"{hours * 60:.2g} min" if hours < 1 else f"{hours:,.3g} h"
+    return f"{hours * 60:.2g} min" if hours < 1 else f"{hours:,.1f} h"
