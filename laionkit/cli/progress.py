@@ -60,6 +60,7 @@ class Tally:
         self.reasons: Counter[str] = Counter()
         self.hosts: Counter[str] = Counter()
         self.streams_samples = False
+        self.gpu: float | None = None
 
     def take(self, event: SamplesDone | ShardDone) -> None:
         """Count an event. A shard's counts are used where its samples were not reported."""
@@ -67,6 +68,8 @@ class Tally:
             self.streams_samples = True
             self.bytes_in += event.bytes_in
             self._take_hosts(event.hosts)
+            if event.gpu is not None:
+                self.gpu = event.gpu if self.gpu is None else 0.9 * self.gpu + 0.1 * event.gpu
         else:
             self.shards += 1
         if isinstance(event, SamplesDone) or not self.streams_samples:
@@ -99,10 +102,12 @@ class Tally:
         return max(0, self.started.samples - self.seen) / self.rate()
 
     def text(self) -> str:
-        """Rate, success, bandwidth, the commonest reason and the worst host, in a few words."""
+        """Rate, success, GPU, bandwidth, the commonest reason, the worst host: a few words."""
         parts = [f"{self.rate():,.0f}/s"]
         if self.seen:
             parts.append(f"{100 * self.ok / self.seen:.1f}% ok")
+        if self.gpu is not None:
+            parts.append(f"GPU {self.gpu:.0%}")
         if self.bytes_in:
             parts.append(f"{self.mbps():.1f} Mbps")
         if self.reasons:
@@ -208,6 +213,7 @@ class JsonLines:
             "eta_s": None if eta_s is None else round(eta_s),
             "reasons": dict(tally.reasons.most_common(5)),
             "worst_hosts": dict(tally.hosts.most_common(5)),
+            "gpu": tally.gpu,
         }
         self._say(stage, "progress", **fields)
 

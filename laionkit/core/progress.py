@@ -51,13 +51,15 @@ class StageStarted:
 class SamplesDone:
     """Samples of shards still in flight were finished.
 
-    `bytes_in` came over the network; `hosts` maps servers to how many samples were lost there.
+    `bytes_in` came over the network; `hosts` maps servers to how many samples were lost there;
+    `gpu` is the share of the last moments that the worker's GPU computed, where it is known.
     """
 
     stage: str
     counts: Counts
     bytes_in: int = 0
     hosts: Mapping[str, int] = field(default_factory=dict)
+    gpu: float | None = None
 
 
 @dataclass(frozen=True)

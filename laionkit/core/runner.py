@@ -36,7 +36,6 @@ from laionkit.core.progress import (
     LogProgress,
     Note,
     Progress,
-    SamplesDone,
     ShardDone,
     StageEnded,
     StageStarted,
@@ -446,8 +445,3 @@ def _disk_full(where: str) -> StageFailed:
     return StageFailed(
         f"no space left on the disk of {where}. Finished shards are safe: make room and run again"
     )
-
-
-def samples_done(stage: str, ok: int, reasons: Mapping[str, int], bytes_in: int = 0) -> SamplesDone:
-    """The event for a handful of samples finished inside a shard."""
-    return SamplesDone(stage, Counts.of(ok, reasons), bytes_in)

@@ -15,7 +15,8 @@ AESTHETIC_V2 = ("aesthetic_v2", "aesthetic_v2_published")
 AESTHETIC_V1 = ("aesthetic_v1", "aesthetic_v1_published")
 # nsfw_l14 is the head that gave LAION its punsafe; the H-14 of Re-LAION has no public head.
 PUNSAFE = ("nsfw_l14", "punsafe")
-PWATERMARK = ("pwatermark",)
+# embed's image head is the very model that gave LAION its pwatermark.
+PWATERMARK = ("watermark", "pwatermark")
 SIMILARITY = ("clip_similarity", "similarity")
 LANGUAGE = ("language",)
 CAPTION = ("caption",)
@@ -145,6 +146,7 @@ def _choose(accepted: tuple[str, ...], columns: Collection[str], preset: str) ->
         AESTHETIC_V2: "run laionkit score --heads aesthetic-v2",
         AESTHETIC_V1: "run laionkit score --heads aesthetic-v1",
         PUNSAFE: "run laionkit score --heads nsfw-l14",
+        PWATERMARK: "run laionkit embed --heads watermark, which needs LAION's weights",
         SIMILARITY: "run laionkit score --heads clip_similarity",
         LANGUAGE: "add --language any to keep every language",
         WIDTH: "run laionkit fetch first",

@@ -90,3 +90,14 @@ def test_datacomp_basic_wants_a_language_unless_told_otherwise():
 def test_an_unknown_preset_gets_a_suggestion():
     with pytest.raises(ConfigError, match=r"did you mean sd-v1\?"):
         choose_preset("sd-v11", PUBLISHED)
+
+
+def test_a_computed_watermark_is_preferred_to_the_published_one():
+    columns = {"aesthetic_v2", "original_width", "original_height"}
+    both = choose_preset("sd-v1", {*columns, "watermark", "pwatermark"})
+    assert "watermark" in both.used
+    assert "pwatermark" not in both.used
+    with pytest.raises(
+        ConfigError, match=r"needs a column watermark or pwatermark.*--heads watermark"
+    ):
+        choose_preset("sd-v1", columns)

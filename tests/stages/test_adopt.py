@@ -163,7 +163,7 @@ def test_embeddings_that_do_not_fit_are_one_line(tmp_path, arrays, message):
 
 def test_what_cannot_be_adopted_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no tars and no img_emb"):
+    with pytest.raises(InputError, match="holds no tars, no img_emb"):
         take(tmp_path / "empty", tmp_path / "d")
     write_embeddings(tmp_path / "emb", "0", ["a", "b"])
     with pytest.raises(ConfigError, match="which model made them with --model"):

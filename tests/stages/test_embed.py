@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import open_clip
@@ -10,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from laionkit.backends.clip import load_model
+from laionkit.backends.clip.batch import choose_batch
+from laionkit.backends.clip.model import ClipModel
 from laionkit.core.embeddings import list_embeddings, model_made, score_files
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
+from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.embed import EmbedConfig, embed
@@ -216,6 +221,62 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(tmp_path, settings, caplog
     embed(halved.url, EmbedConfig(**settings, batch_size=8), runner=CPU)
     assert re.search(r"out of memory on cpu: going on with [13] pictures", caplog.text)
     np.testing.assert_allclose(vectors(halved), vectors(folder), atol=1e-3)
+    assert StageRecords(halved, "embed/small").read("00000").extra["pictures_at_once"] in (1, 3)
+
+
+def test_one_out_of_memory_in_a_run_loses_nothing(embedded, tmp_path, settings, monkeypatch):
+    """torch.OutOfMemoryError once, in the captions' tower: all rows come, in their order."""
+    whole, raised = ClipModel.embed_tokens, []
+
+    def once(self, tokens_NT):
+        if not raised and len(tokens_NT) > 1:
+            raised.append(len(tokens_NT))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(self, tokens_NT)
+
+    monkeypatch.setattr(ClipModel, "embed_tokens", once)
+    folder = write_shards(tmp_path, {f"{n:05d}": shard_of(n, n * 3 + 1) for n in range(3)})
+    embed(folder.url, EmbedConfig(**settings, batch_size=3), runner=Runner(device="cpu"))
+    assert raised
+    np.testing.assert_allclose(vectors(folder, "text"), vectors(embedded, "text"), atol=1e-3)
+
+
+def test_a_batch_is_found_within_memory(small_clip, monkeypatch):
+    """What a GPU's first trial does, with a memory of a hundred pictures."""
+    model = load_model(f"local-dir:{small_clip}", device="cpu", precision="fp32")
+
+    def small_memory(image_NHWC):
+        if len(image_NHWC) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros(len(image_NHWC), model.dim)
+
+    monkeypatch.setattr(model, "_forward_images", small_memory)
+    monkeypatch.setattr(model, "device", torch.device("mps"))
+    assert choose_batch(model) == 64
+
+
+@pytest.mark.slow  # inductor takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_compiled_vectors_are_those_of_the_plain_model(embedded, tmp_path, settings):
+    folder = write_shards(tmp_path, {f"{n:05d}": shard_of(n, n * 3 + 1) for n in range(3)})
+    embed(folder.url, EmbedConfig(**settings, batch_size=3, compile=True), runner=CPU)
+    cosines = (unit_rows(vectors(folder)) * unit_rows(vectors(embedded))).sum(axis=1)
+    assert cosines.min() > 0.9999
+    with pytest.raises(StaleOutput, match="Keep it: add --compile"):
+        embed(folder.url, EmbedConfig(**settings, batch_size=3), runner=CPU)
+
+
+def test_without_a_compiler_compile_says_so(tmp_path, settings, monkeypatch):
+    def no_compiler(work):
+        def run(*_):
+            raise RuntimeError("Failed to find C compiler.")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    folder = write_shards(tmp_path, {"00000": shard_of(0, 1)})
+    with pytest.raises(ConfigError, match=r"install a C\+\+ compiler, or go on without --compile"):
+        embed(folder.url, EmbedConfig(**settings, compile=True), runner=CPU)
 
 
 def test_finishing_beside_the_next_shard_gives_the_same_bytes(embedded, settings, tmp_path):

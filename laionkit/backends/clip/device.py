@@ -47,6 +47,19 @@ def device_count(device: torch.device) -> int:
     return 1
 
 
+def utilization(device: torch.device) -> float | None:
+    """The share of the last moments that a GPU computed, 0 to 1; None where nobody can tell.
+
+    torch asks NVIDIA's driver through the package nvidia-ml-py (``pip install laionkit[gpu]``).
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except (ImportError, RuntimeError, OSError):
+        return None
+
+
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """The precision meant; ``auto`` is bf16 where the device computes it faster than fp32."""
     if wanted != "auto":
@@ -57,10 +70,11 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         if precision is Precision.FP16 and device.type == "cpu":
             raise ConfigError("precision='fp16' is for GPUs: use bf16 or fp32 on the CPU")
         return precision
-    return Precision.BF16 if _has_fast_bf16(device) else Precision.FP32
+    return Precision.BF16 if has_fast_bf16(device) else Precision.FP32
 
 
-def _has_fast_bf16(device: torch.device) -> bool:
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether a device computes bf16 faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())

@@ -15,21 +15,31 @@ from numpy.typing import NDArray
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 
-from laionkit.backends.clip.device import Precision
+from laionkit.backends.clip.device import Precision, has_fast_bf16
 from laionkit.backends.clip.lanes import Lanes
 from laionkit.backends.clip.loading import Loaded
-from laionkit.core.errors import StageFailed
+from laionkit.backends.clip.packed import pack
+from laionkit.core.errors import ConfigError, StageFailed
 
 # Captions and pictures a batch where nobody asked for another size.
 DEFAULT_BATCH = 64
+# Pictures or captions at most that a core computes at once: with more, activations leave its cache,
+# and captions are padded to longer ones.
+PIECE = 16
 P = TypeVar("P")
+R = TypeVar("R", NDArray[np.uint8], torch.Tensor)
 
 
 class ClipModel:
     """An open_clip model on one device, in one precision."""
 
-    def __init__(self, loaded: Loaded, device: torch.device, precision: Precision) -> None:
-        """Move `loaded` to `device` in `precision`."""
+    def __init__(
+        self, loaded: Loaded, device: torch.device, precision: Precision, *, compiled: bool = False
+    ) -> None:
+        """Move `loaded` to `device` in `precision`.
+
+        `compiled`: torch.compile fuses the image tower when `busy` begins.
+        """
         self.name, self.device, self.precision = loaded.name, device, precision
         self.backbone, self.preprocess, self.dim = loaded.backbone, loaded.preprocess, loaded.dim
         self.tokenizer = loaded.tokenizer
@@ -37,6 +47,8 @@ class ClipModel:
         self._lanes: Lanes | None = None
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
+        self._compiled = compiled
+        self._encode_image: Callable[[torch.Tensor], torch.Tensor] = self.module.encode_image  # type: ignore[assignment]
         self._mean, self._std = (
             torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
             for values in (self.preprocess.mean, self.preprocess.std)
@@ -53,8 +65,14 @@ class ClipModel:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator["ClipModel"]:
-        """For a long run: on a CPU the cores work apart (see lanes) until the context ends."""
-        if self.device.type == "cpu" and torch.get_num_threads() > 1:
+        """For a long run: on a CPU, weights are packed and the cores work apart until the end."""
+        if self._compiled:
+            self._compile()
+        elif self.device.type == "cpu" and (
+            self.precision is Precision.FP32 or has_fast_bf16(self.device)
+        ):
+            pack(self.module)
+        if self.device.type == "cpu":
             self._lanes = Lanes()
         try:
             yield self
@@ -62,6 +80,19 @@ class ClipModel:
             if self._lanes is not None:
                 self._lanes.close()
                 self._lanes = None
+
+    def _compile(self) -> None:
+        """Compile the image tower by running it once. Raises ConfigError where torch cannot."""
+        self._encode_image = torch.compile(self._encode_image)
+        shape = (2, self.preprocess.height_px, self.preprocess.width_px, 3)
+        try:
+            self._forward_images(np.zeros(shape, np.uint8))
+        except (RuntimeError, OSError, ImportError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"--compile: torch cannot compile {self.name} for {self.device} here ({why}): "
+                "install a C++ compiler, or go on without --compile"
+            ) from error
 
     def encode_images(
         self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], batch: int = DEFAULT_BATCH
@@ -89,8 +120,8 @@ class ClipModel:
         The result brings the float32 unit rows home in their order; a GPU works until then.
         """
         order = np.argsort(used_lengths(tokens_NT).numpy(), kind="stable")
-        pieces = list(_split(order, batch))
-        parts = self._map(self.embed_tokens, [tokens_NT[rows] for rows in pieces])
+        pieces = list(_split(order, min(batch, PIECE) if self._lanes else batch))
+        parts = self._map(self._embed_piece, [tokens_NT[rows] for rows in pieces])
 
         def bring_home() -> NDArray[np.float32]:
             out = np.empty((len(order), self.dim), np.float32)
@@ -100,25 +131,39 @@ class ClipModel:
 
         return bring_home
 
+    def _embed_piece(self, tokens_NT: torch.Tensor) -> torch.Tensor:
+        return self._within_memory(tokens_NT, lambda chunk: [self.embed_tokens(chunk)])
+
     def embed_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
         """One batch of preprocessed pictures → fp32 unit rows on the device.
 
         What does not fit the device's memory is halved, then and from then on (`fits`). Raises
         StageFailed where a single picture does not fit.
         """
+        return self._within_memory(
+            image_NHWC, lambda chunk: self._map(self._forward_images, self._pieces(chunk))
+        )
+
+    def _within_memory(self, rows: R, work: Callable[[R], Sequence[torch.Tensor]]) -> torch.Tensor:
+        """Do `work` on as many rows at once as fit the memory."""
         parts: list[torch.Tensor] = []
         at = 0
-        while at < len(image_NHWC):
-            chunk = image_NHWC[at : at + self.fits]
+        while at < len(rows):
+            chunk = rows[at : at + self.fits]
             try:
-                lanes = min(self._lanes.count if self._lanes else 1, len(chunk))
-                parts += self._map(self._forward_images, np.array_split(chunk, lanes))
+                parts += work(chunk)
                 at += len(chunk)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(chunk), error)
         return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _pieces(self, image_NHWC: NDArray[np.uint8]) -> Sequence[NDArray[np.uint8]]:
+        """A batch as pieces for the lanes, as many for each."""
+        lanes = self._lanes.count if self._lanes else 0
+        rounds = -(-len(image_NHWC) // (lanes * PIECE)) if lanes else 0
+        return np.array_split(image_NHWC, min(lanes * rounds, len(image_NHWC)) or 1)
 
     def _map(
         self, work: Callable[[P], torch.Tensor], pieces: Sequence[P]
@@ -128,7 +173,7 @@ class ClipModel:
     def _halve(self, size: int, error: RuntimeError) -> None:
         if size == 1:
             raise StageFailed(
-                f"one picture of {self.name} in {self.precision} does not fit the memory of "
+                f"one sample of {self.name} in {self.precision} does not fit the memory of "
                 f"{self.device}: use a smaller model or --device cpu"
             ) from error
         self.fits = size // 2
@@ -141,10 +186,8 @@ class ClipModel:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        features = self.module.encode_image(
-            ((pixels - self._mean) / self._std).to(self.precision.dtype)
-        )  # type: ignore[operator]
-        return _unit(features)
+        pixels = ((pixels - self._mean) / self._std).to(self.precision.dtype)
+        return _unit(self._encode_image(pixels))
 
     @torch.inference_mode()
     def embed_tokens(self, tokens_NT: torch.Tensor) -> torch.Tensor:

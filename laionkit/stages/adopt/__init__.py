@@ -2,8 +2,9 @@
 
 Takes img2dataset's folders, any webdataset tars, and clip-retrieval's embeddings. Nothing is
 written into the adopted folder: commit records name its files by absolute path, and a tar without
-a parquet gets a table under ``.laionkit/adopt``. What is registered counts only after every file
-was checked and no key was found twice.
+a parquet gets a table under ``.laionkit/adopt``. Pictures that lie in no tar, in files or in
+parquet, are copied into tars under ``shards/``, byte for byte. What is registered counts only
+after every file was checked and no key was found twice.
 """
 
 import functools
@@ -26,13 +27,14 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import ShardRecord, StageMade, StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
-from laionkit.core.schemas import RECORDS, SHARD_RECORDS
+from laionkit.core.schemas import RECORDS, SHARD_RECORDS, SHARDS
 from laionkit.core.shards import list_shards
-from laionkit.stages.adopt import shards, vectors
+from laionkit.stages.adopt import pictures, shards, vectors
 from laionkit.stages.adopt.found import FoundShard, FoundVectors, find_shards, find_vectors, stamp
+from laionkit.stages.adopt.pictures import FoundFiles, FoundRows
 
 STAGE = "adopt"
-Found = FoundShard | FoundVectors
+Found = FoundShard | FoundVectors | FoundFiles | FoundRows
 
 
 class AdoptConfig(StageConfig):
@@ -61,11 +63,14 @@ def adopt(
     Raises InputError where there is nothing to adopt, a file is broken, or two files hold one key.
     """
     place, home = Folder(folder), Folder(dataset)
-    tars, embeddings = find_shards(place), find_vectors(place)
+    tars: Sequence[Found] = find_shards(place)
+    embeddings = find_vectors(place)
+    if not tars and not embeddings:
+        tars = pictures.find_rows(place) or pictures.find_files(place)
     if not tars and not embeddings:
         raise InputError(
-            f"{folder} holds no tars and no img_emb/*.npy: "
-            "name a folder of image shards or of clip-retrieval's embeddings"
+            f"{folder} holds no tars, no img_emb/*.npy, no parquet with pictures' bytes and no "
+            "picture files: name a folder of one of these"
         )
     if embeddings and not (config.model or config.backbone_id):
         raise ConfigError(
@@ -192,7 +197,7 @@ class _Adoption:
             if record.shard not in counted:
                 seen.folder.remove(f"{record.shard}.json")
                 for entry in record.files.values():
-                    if entry.path.startswith(RECORDS):
+                    if entry.path.startswith((f"{RECORDS}/", f"{SHARDS}/")):
                         self.home.remove(entry.path)
 
 
@@ -213,8 +218,12 @@ class _Checker:
         for name in names:
             started = time.monotonic()
             one = self.named[name]
-            check = self._shard if isinstance(one, FoundShard) else self._vectors
-            counts, files, extra = check(name, one)  # type: ignore[arg-type]
+            if isinstance(one, FoundShard):
+                counts, files, extra = self._shard(name, one)
+            elif isinstance(one, FoundVectors):
+                counts, files, extra = self._vectors(name, one)
+            else:
+                counts, files, extra = self._pictures(name, one)
             extra = {"folder": self.place.url, **extra}
             yield Outcome(name, counts, files, time.monotonic() - started, extra)
 
@@ -233,6 +242,17 @@ class _Checker:
             raise InputError(f"{one.tar} is no readable tar: {damage}")
         files["table"] = self.home.write_table(f"{RECORDS}/{STAGE}/tables/{name}.parquet", table)
         return shards.tar_counts(table), files, {"damage": damage} if damage else {}
+
+    def _pictures(
+        self, name: str, one: FoundFiles | FoundRows
+    ) -> tuple[Counts, dict[str, Written], dict[str, Any]]:
+        if isinstance(one, FoundFiles):
+            samples = pictures.samples_of_files(self.place, one)
+        else:
+            samples = pictures.samples_of_rows(self.place, one)
+        table, tar = pictures.copy_shard(self.home, name, samples)
+        files = {"tar": tar, "table": self.home.write_table(f"{SHARDS}/{name}.parquet", table)}
+        return shards.tar_counts(table), files, {}
 
     def _vectors(
         self, name: str, one: FoundVectors

@@ -11,19 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from laionkit.backends.clip.device import utilization
 from laionkit.backends.clip.model import ClipModel
 from laionkit.backends.heads.head import Rows
 from laionkit.backends.heads.scorers import Scorer
 from laionkit.backends.heads.watermark import WatermarkHead
 from laionkit.core.embeddings import score_stage
 from laionkit.core.files import Folder, Written
-from laionkit.core.progress import Counts, Note
-from laionkit.core.runner import Outcome, Site, samples_done
+from laionkit.core.progress import Counts, Note, SamplesDone
+from laionkit.core.runner import Outcome, Site
 from laionkit.core.scores import write_scores
 from laionkit.core.shards import ShardRef
 from laionkit.ops.vectors import unit_rows
@@ -192,7 +194,9 @@ class EmbedWorker:
         work.shard.kept += [work.rows[i] for i in good]
         self.pool.release(work.batch)
         reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
-        self.report(samples_done(f"embed/{self.folder}", len(good), reasons))
+        gpu = utilization(self.model.device)
+        counts = Counts.of(len(good), reasons)
+        self.report(SamplesDone(f"embed/{self.folder}", counts, gpu=gpu))
 
     def _say_what_bounds(self, seconds: float) -> None:
         """Tell the user of a long run whether pictures or the model set its pace."""
@@ -204,7 +208,10 @@ class EmbedWorker:
             self.report(Note(f"embed/{self.folder}", text))
 
     def _say_halved(self) -> None:
-        text = f"out of memory on {self.model.device}: going on with {self.model.fits} pictures"
+        text = (
+            f"out of memory on {self.model.device}: going on with {self.model.fits} pictures at "
+            f"once; --batch-size {self.model.fits} starts so"
+        )
         self.report(Note(f"embed/{self.folder}", text, logging.WARNING))
 
     def _finish(self, shard: _Shard) -> Outcome:
@@ -228,7 +235,9 @@ class EmbedWorker:
         counts = Counts.of(len(shard.kept), output.reasons_of(dropped))
         also = self._score(shard, image_ND, text_ND)
         seconds = time.monotonic() - shard.started
-        extra = {"waited_for_pictures_s": round(shard.waited_s, 3)}
+        extra: dict[str, Any] = {"waited_for_pictures_s": round(shard.waited_s, 3)}
+        if self.model.fits < self.batch:
+            extra["pictures_at_once"] = self.model.fits
         return Outcome(name, counts, files, seconds, extra, also)
 
     def _score(

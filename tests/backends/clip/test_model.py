@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from laionkit.backends.clip import load_model
+from laionkit.backends.clip.packed import PackedAttention
 from laionkit.core.errors import ConfigError, InputError
 
 CAPTIONS = ["", "a cat", "two dogs on a red sofa", "no " * 100, "Ünïcode — 猫", "x"]
@@ -40,6 +41,21 @@ def test_photographs_give_what_open_clip_gives(model, small_clip, real_data):
     ours = model.encode_images([np.asarray(picture) for picture in pictures])
     assert (ours * expected).sum(axis=1).min() >= 0.9999
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+
+
+def test_a_long_run_packs_weights_and_gives_what_open_clip_gives(small_clip):
+    theirs = open_clip.create_model(f"local-dir:{small_clip}").eval()
+    model = load_model(f"local-dir:{small_clip}", device="cpu", precision="fp32")
+    pictures = np.random.default_rng(0).integers(0, 256, (37, 64, 64, 3), dtype=np.uint8)
+    tokens_NT = open_clip.get_tokenizer(f"local-dir:{small_clip}")(CAPTIONS)
+    before = model.encode_images(pictures)
+    with model.busy(), torch.inference_mode():
+        blocks = [m for m in model.module.modules() if isinstance(m, PackedAttention)]
+        assert len(blocks) == 4 or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        np.testing.assert_allclose(model.encode_images(pictures), before, atol=1e-5)
+        whole = theirs.encode_text(tokens_NT, normalize=True).numpy()
+        np.testing.assert_allclose(model.encode_texts(CAPTIONS), whole, atol=1e-5)
+        assert (model.encode_images(pictures) == model.encode_images(pictures)).all()
 
 
 def test_nothing_in_gives_no_rows(model):

@@ -1,0 +1,193 @@
+"""Pictures that lie in no tar: folders of files, and parquet with their bytes in a column.
+
+Shards never change and everything downstream reads tars, so that the bytes are copied, as they
+are, into shards of the dataset's own.
+"""
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder, Written
+from laionkit.core.schemas import FETCHED_COLUMNS, SHARDS, Reason, Status
+from laionkit.core.shards import ShardWriter
+from laionkit.ops.images import PictureError, read_size
+
+FILES_PER_SHARD = 10_000
+PICTURES = ("jpg", "jpeg", "png", "webp")
+EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+CAPTIONS = ("caption", "text", "txt", "alt", "title")
+KEYS = ("key", "__key__", "uid")
+_ROWS_AT_ONCE = 32
+_HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """Some of a folder's picture files: (key, absolute path, the caption's path or None)."""
+
+    name: str
+    files: tuple[tuple[str, str, str | None], ...]
+
+    def paths(self) -> list[str]:
+        """Every file of it."""
+        return [path for _, *both in self.files for path in both if path]
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """A parquet file, absolute, whose `column` holds pictures: binary, or a struct's ``bytes``."""
+
+    name: str
+    path: str
+    column: str
+
+    def paths(self) -> list[str]:
+        """The one file."""
+        return [self.path]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture on its way into a tar; None where the source has none."""
+
+    key: str
+    data: bytes | None
+    caption: str | None
+    url: str | None = None
+
+
+def find_files(folder: Folder) -> list[FoundFiles]:
+    """The picture files anywhere below `folder`, 10,000 a shard, in the order of their keys.
+
+    A key is the path below the folder without its extension; where that is two files' (cat.jpg
+    and cat.png), the extension is part of it. The caption is that of the .txt beside it.
+    """
+    root = folder.at("").rstrip("/")
+    listed = {path.removeprefix(root).lstrip("/"): path for path in folder.fs.find(root)}
+    names = [n for n in listed if posixpath.splitext(n)[1][1:].lower() in PICTURES]
+    files_of = Counter(posixpath.splitext(name)[0] for name in names)
+    found = []
+    for name in names:
+        stem = posixpath.splitext(name)[0]
+        own = stem if files_of[stem] == 1 else name
+        caption = listed.get(f"{stem}.txt")
+        found.append((own.replace(".", "_"), listed[name], caption))
+    found.sort()
+    starts = range(0, len(found), FILES_PER_SHARD)
+    digits = max(5, len(str(len(starts))))
+    return [
+        FoundFiles(f"{i:0{digits}d}", tuple(found[start : start + FILES_PER_SHARD]))
+        for i, start in enumerate(starts)
+    ]
+
+
+def find_rows(folder: Folder) -> list[FoundRows]:
+    """The parquet files directly in `folder` that hold pictures, in name order."""
+    found = []
+    for name in folder.names("", ".parquet"):
+        with folder.open(name) as file:
+            try:
+                column = _picture_column(pq.ParquetFile(file).schema_arrow)
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{folder.at(name)} is not readable parquet: {error}") from error
+        if column is not None:
+            stem = name.removesuffix(".parquet").replace(".", "_")
+            found.append(FoundRows(stem, folder.at(name), column))
+    return found
+
+
+def _picture_column(schema: pa.Schema) -> str | None:
+    """The column of picture bytes; Hugging Face's image columns are structs with ``bytes``."""
+    for field in schema:
+        if pa.types.is_struct(field.type) and "bytes" in {child.name for child in field.type}:
+            return f"{field.name}.bytes"
+    kinds = (pa.binary(), pa.large_binary())
+    binary: list[str] = [field.name for field in schema if field.type in kinds]
+    named = [name for name in binary if name.lower().startswith(("image", "img", *PICTURES))]
+    return next(iter(named or binary), None)
+
+
+def samples_of_files(place: Folder, found: FoundFiles) -> Iterator[Sample]:
+    """The pictures of files; one that went away in the meantime has no bytes."""
+    for key, path, beside in found.files:
+        try:
+            data = _read(place, path)
+            caption = _read(place, beside).decode("utf-8", "replace").strip() if beside else None
+        except OSError:
+            data, caption = None, None
+        yield Sample(key, data, caption)
+
+
+def _read(place: Folder, path: str) -> bytes:
+    data: bytes = place.fs.cat_file(path)
+    return data
+
+
+def samples_of_rows(place: Folder, found: FoundRows) -> Iterator[Sample]:
+    """The pictures of a parquet file, a few rows in memory; keys are the file's own or counted."""
+    with place.fs.open(found.path, "rb") as file:
+        parquet = pq.ParquetFile(file)
+        lower = {name.lower(): name for name in reversed(parquet.schema_arrow.names)}
+        key, caption, url = (_first(lower, names) for names in (KEYS, CAPTIONS, ("url",)))
+        wanted = [found.column, *(name for name in (key, caption, url) if name)]
+        row = 0
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+            for line in batch.to_pylist():
+                picture = line[found.column.partition(".")[0]]
+                data = picture.get("bytes") if isinstance(picture, dict) else picture
+                own = line[key] if key else None
+                name = f"{found.name}-{row:09d}" if own is None else str(own).replace(".", "_")
+                yield Sample(name, data, _text(line, caption), _text(line, url))
+                row += 1
+
+
+def _first(columns: dict[str, str], names: tuple[str, ...]) -> str | None:
+    return next((columns[name] for name in names if name in columns), None)
+
+
+def _text(line: dict[str, Any], name: str | None) -> str | None:
+    value = line[name] if name else None
+    return None if value is None else str(value)
+
+
+def copy_shard(home: Folder, name: str, samples: Iterator[Sample]) -> tuple[pa.Table, Written]:
+    """Write ``shards/NAME.tar`` of the samples that are pictures; a table of them all, the tar."""
+    path, rows = f"{SHARDS}/{name}.tar", []
+    with home.create(path) as file, ShardWriter(file, ordered=False) as tar:
+        for sample in samples:
+            row = {"key": sample.key, "url": sample.url, "caption": sample.caption}
+            try:
+                extension, about = _look_at(sample.data)
+            except PictureError as error:
+                failed = {"status": error.reason.status.value, "reason": error.reason.value}
+                rows.append({**row, **failed, "error_message": error.detail})
+                continue
+            assert sample.data is not None
+            members = {extension: sample.data}
+            if sample.caption is not None:
+                members["txt"] = sample.caption.encode()
+            tar.add(sample.key, members)
+            rows.append({**row, "status": Status.SUCCESS.value, **about})
+    types = {"url": pa.string(), "caption": pa.string(), **FETCHED_COLUMNS}
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
+    return table, Written(path, file.size, file.digest.hexdigest())
+
+
+def _look_at(data: bytes | None) -> tuple[str, dict[str, Any]]:
+    """A picture's extension in a tar, and what the table says of it. Raises PictureError."""
+    if data is None:
+        raise PictureError(Reason.FILE_MISSING, "no bytes there")
+    kind, width, height = read_size(data[:_HEAD_BYTES])
+    if kind not in EXTENSIONS:
+        raise PictureError(Reason.FORMAT_REFUSED, f"{kind}: shards hold jpg, png and webp")
+    sizes = {"width": width, "height": height}
+    sizes |= {"original_width": width, "original_height": height}
+    return EXTENSIONS[kind], {**sizes, "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,50 @@
+"""What a running stage shows: rate, time to go, the GPU, reasons."""
+
+import json
+import time
+
+import pytest
+
+from laionkit.cli.progress import JsonLines, Tally
+from laionkit.core.progress import Counts, SamplesDone, ShardDone, StageStarted
+from laionkit.core.runner import Runner
+from laionkit.stages.embed import EmbedConfig, embed
+from tests.stages.shards import shard_of, write_shards
+
+
+def done(ok: int, gpu: float | None = None, **reasons: int) -> SamplesDone:
+    return SamplesDone("embed/m", Counts.of(ok, reasons), gpu=gpu)
+
+
+def test_a_tally_tells_rate_time_to_go_gpu_and_reason():
+    tally = Tally(StageStarted("embed/m", shards=4, done=0, samples=400))
+    assert tally.eta_s() is None
+    tally.since = time.monotonic() - 10
+    tally.take(done(90, gpu=0.98, decode_failed=8, not_an_image=2))
+    assert tally.rate() == pytest.approx(10, rel=0.01)
+    assert tally.eta_s() == pytest.approx(30, rel=0.01)
+    assert tally.text() == "10/s · 90.0% ok · GPU 98% · decode_failed 8"
+    tally.take(ShardDone("embed/m", "00000", Counts.of(90, {"decode_failed": 10}), 1.0))
+    assert tally.seen == 100
+
+
+def test_nothing_is_said_that_nobody_knows():
+    tally = Tally(StageStarted("embed/m", shards=4, done=0, samples=None))
+    tally.take(done(5))
+    assert tally.eta_s() is None
+    assert "GPU" not in tally.text()
+
+
+def test_a_log_gets_the_same_as_json(tmp_path, small_clip, capsys, monkeypatch):
+    monkeypatch.setattr("laionkit.cli.progress.LINE_EVERY_S", 0.0)
+    samples = [*shard_of(0, 5), ("000000009", b"<html>", "x")]
+    folder = write_shards(tmp_path, {"00000": samples})
+    config = EmbedConfig(model=f"local-dir:{small_clip}", precision="fp32", batch_size=2)
+    embed(folder.url, config, runner=Runner(device="cpu", progress=JsonLines()))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in lines][0::4] == ["start", "progress"]
+    (last,) = [line for line in lines if line["event"] == "progress"][-1:]
+    assert (last["seen"], last["ok"], last["reasons"]) == (6, 5, {"not_an_image": 1})
+    assert last["eta_s"] == 0
+    assert last["per_s"] > 0
+    assert last["gpu"] is None
