@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from laionkit.core.config import StageConfig
 from laionkit.core.embeddings import score_stage
+from laionkit.core.errors import StaleOutput
 from laionkit.core.files import Folder, Written
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
@@ -40,7 +41,34 @@ def begin_column(
     config = ColumnConfig(head=str(head_facts["head"]), model=model)
     facts = {name: value for name, value in head_facts.items() if name != "head"}
     facts |= {name: model_facts.get(name) for name in MODEL_FACTS}
-    return runner.begin(StageRecords(dataset, score_stage(column)), config, facts=facts)
+    return begin_scores(runner, dataset, column, config, facts)
+
+
+def begin_scores(
+    runner: Runner, dataset: Folder, column: str, config: ColumnConfig, facts: Mapping[str, Any]
+) -> ColumnConfig:
+    """Begin a column made of `config` and `facts`, or go on with it.
+
+    Raises StaleOutput where it was made of something else: no flag brings a head's old file back.
+    """
+    records = StageRecords(dataset, score_stage(column))
+    try:
+        return runner.begin(records, config, facts=facts)
+    except StaleOutput as error:
+        made = records.made()
+        assert made is not None
+        was, now = {**made.config, **made.facts}, {**config.what(), **facts}
+        names = [n for n in dict.fromkeys([*was, *now]) if was.get(n) != now.get(n)]
+        raise StaleOutput(
+            f"column {column} of {dataset} was made with {_said(was, names)}; this run has "
+            f"{_said(now, names)}, and one column never mixes the two. Make both: give this one "
+            "another name (rename the head's, labels' or scores' file or column, or write "
+            "NAME=prompt:…). Start over: --fresh (what is there is moved aside)."
+        ) from error
+
+
+def _said(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={str(values.get(name))[:16]!r}" for name in names)
 
 
 def score_path(column: str, shard: str) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import weakref
 
 import numpy as np
 import open_clip
@@ -21,7 +22,7 @@ from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
 from laionkit.ops.vectors import unit_rows
-from laionkit.stages.embed import EmbedConfig, embed
+from laionkit.stages.embed import EmbedConfig, embed, worker
 from laionkit.stages.embed.worker import EmbedWorker
 from laionkit.stages.score import ScoreConfig, score
 from tests.stages.shards import picture, shard_of, write_shard, write_shards
@@ -295,3 +296,32 @@ def test_finishing_beside_the_next_shard_gives_the_same_bytes(embedded, settings
         for name in embedded.names(f"embeddings/small/{kind}"):
             path = f"embeddings/small/{kind}/{name}"
             assert folder.read_bytes(path) == embedded.read_bytes(path)
+
+
+def test_fewer_shards_than_workers_and_pictures_than_decoders(embedded, tmp_path, settings):
+    """clip-retrieval's workers without a shard raise, and its command never ends."""
+    folder = write_shards(tmp_path, {"00000": shard_of(0, 1)})
+    config = EmbedConfig(**settings, batch_size=3, decoders=4)
+    report = embed(folder.url, config, runner=Runner(device="cpu", workers=8))
+    assert report.counts.ok == 1
+    np.testing.assert_array_equal(vectors(folder), vectors(embedded)[:1])
+
+
+def test_shards_are_let_go_however_many_there_are(tmp_path, settings, monkeypatch):
+    """Memory does not grow with the number of shards: few are in flight, none is kept."""
+    folder = write_shards(tmp_path, {f"{n:05d}": shard_of(n, 1) for n in range(30)})
+    alive: list[weakref.ref[object]] = []
+    most = 0
+    whole = worker.open_shard
+
+    def watched(*arguments):
+        nonlocal most
+        source = whole(*arguments)
+        alive.append(weakref.ref(source))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return source
+
+    monkeypatch.setattr(worker, "open_shard", watched)
+    embed(folder.url, EmbedConfig(**settings, batch_size=1), runner=CPU)
+    assert len(alive) == 30
+    assert most <= worker.SLOTS + 4

@@ -21,7 +21,7 @@ from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
 from laionkit.core.schemas import RESERVED_COLUMNS, Reason, Status, column_for
-from laionkit.core.scores import ColumnConfig, write_scores
+from laionkit.core.scores import ColumnConfig, begin_scores, write_scores
 from laionkit.core.shards import list_shards
 
 On = Literal["key", "hash", "sha256"]
@@ -43,7 +43,7 @@ def import_scores(
     records = StageRecords(dataset, score_stage(column))
     facts = {"file_sha256": hashlib.sha256(data).hexdigest(), "on": on, "provenance": "declared"}
     config = ColumnConfig(head=f"import:{value}", model="")
-    config = runner.begin(records, config, facts=facts)
+    config = begin_scores(runner, dataset, column, config, facts)
     tables = _tables(dataset, model)
     tasks = [Task(shard, {"rows": content}, rows) for shard, (_, content, rows) in tables.items()]
     paths = {shard: table for shard, (table, _, _) in tables.items()}
