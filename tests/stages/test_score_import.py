@@ -42,7 +42,7 @@ def test_another_file_for_the_same_column_is_refused(folder, tmp_path):
     second = write(tmp_path / "b.csv", "key,beauty\n000000001,0.6\n")
     score(folder.url, ScoreConfig(import_file=first))
     assert score(folder.url, ScoreConfig(import_file=first)).skipped == 2
-    with pytest.raises(StaleOutput, match="file_sha256.*one column never mixes the two"):
+    with pytest.raises(StaleOutput, match=r"file_sha256.*one column never mixes the two"):
         score(folder.url, ScoreConfig(import_file=second))
 
 
