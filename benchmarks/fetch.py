@@ -157,10 +157,7 @@ def load() -> dict[str, Any]:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
     }
-    return {**machine, "cases": found.get("cases", {}), **{k: found[k] for k in EXTRAS & {*found}}}
-
-
-EXTRAS = {"quality", "hosts"}
+    return {"cases": {}, **found, **machine}
 
 
 def store(result: dict[str, Any]) -> None:
