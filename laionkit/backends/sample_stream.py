@@ -5,6 +5,7 @@ run that is resumed skips what it had without reading it. The order depends on t
 and the count of consumers alone.
 """
 
+import itertools
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,15 @@ import webdataset
 from webdataset.compat import FluidInterface
 
 Sample = dict[str, Any]
+# Samples read at a time: on an object store their ranges are asked for together.
+READ_AHEAD = 128
 
 
 class OpenShard(Protocol):
     """A shard whose samples can be read in any order."""
 
-    def read(self, row: int) -> Sample:
-        """One sample: ``__key__``, ``__url__`` and each member's bytes under its extension."""
+    def read(self, rows: Sequence[int]) -> list[Sample]:
+        """Samples: ``__key__``, ``__url__`` and each member's bytes under its extension."""
 
     def close(self) -> None:
         """Give back its file."""
@@ -66,15 +69,16 @@ class SampleStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         opened: dict[int, OpenShard] = {}
         left: dict[int, int] = {}
         try:
-            for shard, row, share in places:
-                left[shard] = left.get(shard, share) - 1
-                self._taken += 1
-                if self._taken > skip:
-                    if shard not in opened:
-                        opened[shard] = self.shards[shard].open()
-                    yield opened[shard].read(row)
-                if not left[shard] and shard in opened:
-                    opened.pop(shard).close()
+            while window := list(itertools.islice(places, READ_AHEAD)):
+                wanted = window[max(0, skip - self._taken) :]
+                self._taken += len(window) - len(wanted)
+                for sample in self._read(wanted, opened):
+                    self._taken += 1
+                    yield sample
+                for shard, _, share in window:
+                    left[shard] = left.get(shard, share) - 1
+                    if not left[shard] and shard in opened:
+                        opened.pop(shard).close()
         finally:
             for still_open in opened.values():
                 still_open.close()
@@ -87,6 +91,21 @@ class SampleStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from where `state` was taken, with the same count of consumers."""
         self._epoch, self._taken = int(state["epoch"]), int(state["taken"])
+
+    def _read(
+        self, places: Sequence[tuple[int, int, int]], opened: dict[int, OpenShard]
+    ) -> list[Sample]:
+        """The samples at `places`, those of one shard in one go."""
+        by_shard: dict[int, list[int]] = {}
+        for i, (shard, _, _) in enumerate(places):
+            by_shard.setdefault(shard, []).append(i)
+        found: dict[int, Sample] = {}
+        for shard, where in by_shard.items():
+            if shard not in opened:
+                opened[shard] = self.shards[shard].open()
+            samples = opened[shard].read([places[i][1] for i in where])
+            found.update(zip(where, samples, strict=True))
+        return [found[i] for i in range(len(places))]
 
     def _places(self, consumer: int, consumers: int) -> Iterator[tuple[int, int, int]]:
         """This consumer's (shard, row, rows of that shard that are its), whole shards if possible.

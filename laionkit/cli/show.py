@@ -10,10 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from laionkit.core.columns import ColumnInfo
 from laionkit.core.progress import Counts
 from laionkit.core.runner import StageReport
 from laionkit.core.status import StageStatus
-from laionkit.core.table import ColumnInfo
 from laionkit.stages.metadata.inspection import Inspection
 
 console = Console(highlight=False)

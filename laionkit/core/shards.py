@@ -9,7 +9,9 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
@@ -18,7 +20,11 @@ from laionkit.core.schemas import SHARD_RECORDS
 
 _BLOCK = 512
 _ZERO_BLOCK = bytes(_BLOCK)
+_WRITE_BYTES = 1 << 20
+_HEADERS_AT_ONCE = 8192
+_AHEAD = 8 * _BLOCK
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_IMAGE_RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
 
 
 class ShardWriter:
@@ -29,23 +35,32 @@ class ShardWriter:
         self._ordered = ordered
         self._file, self._size = file, 0
         self._last = ""
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
         if self._ordered and key <= self._last:
             raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
         self._last = key
-        parts: list[bytes] = []
         for extension, data in members.items():
-            parts += (_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
-        sample = b"".join(parts)
-        self._size += len(sample)
-        self._file.write(sample)
+            parts = (_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
+            self._waiting += parts
+            self._waiting_bytes += sum(map(len, parts))
+        if self._waiting_bytes >= _WRITE_BYTES:
+            self._flush()
 
     def close(self) -> None:
         """Write the tar's end: two empty blocks, and up to a whole record as tar does."""
+        self._flush()
         end = 2 * _BLOCK
         self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
+
+    def _flush(self) -> None:
+        """Write what waits in one piece: hashing and writing run long outside Python's lock."""
+        self._size += self._waiting_bytes
+        self._file.write(b"".join(self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
 
     def __enter__(self) -> "ShardWriter":
         """Use as a context: the end is written only where nothing failed."""
@@ -66,9 +81,14 @@ def _header(name: str, size: int) -> bytes:
         return info.tobuf(tarfile.USTAR_FORMAT)
     length = b"%011o" % size
     checksum = _EMPTY_SUM + sum(encoded) + sum(length)
-    head = bytearray(_EMPTY_HEADER)
-    head[: len(encoded)], head[124:135], head[148:155] = encoded, length, b"%06o\0" % checksum
-    return bytes(head)
+    return b"%b%b%b%b%06o\0%b" % (
+        encoded.ljust(100, b"\0"),
+        _EMPTY_HEADER[100:124],
+        length,
+        _EMPTY_HEADER[135:148],
+        checksum,
+        _EMPTY_HEADER[155:],
+    )
 
 
 def _empty_header() -> bytes:
@@ -85,8 +105,7 @@ _EMPTY_HEADER = _empty_header()
 _EMPTY_SUM = sum(_EMPTY_HEADER)
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """Where a member's bytes lie in its tar."""
 
     offset: int
@@ -135,24 +154,52 @@ def read_contents(file: BinaryIO) -> ShardContents:
     return ShardContents(kept, damage)
 
 
+def read_images(file: BinaryIO) -> tuple[dict[str, tuple[str, Member]], str]:
+    """Each sample's picture in a seekable tar, as key → (extension, place), and the damage."""
+    plain = _plain_members(file)
+    if plain is None:
+        contents = read_contents(file)
+        images = ((key, image_member(members)) for key, members in contents.samples.items())
+        return {key: image for key, image in images if image}, contents.damage
+    found: dict[str, tuple[str, Member]] = {}
+    for name, member in plain:
+        if not name.lower().endswith(IMAGE_EXTENSIONS):
+            continue
+        key, extension = split_member(name)
+        rank = _IMAGE_RANK.get(extension)
+        if rank is not None and (key not in found or rank <= _IMAGE_RANK[found[key][0]]):
+            found[key] = extension, member
+    return found, ""
+
+
 def _plain_members(file: BinaryIO) -> list[tuple[str, Member]] | None:
-    """Members of a whole tar of plain files, read ten times faster than ``tarfile`` does.
+    """Members of a whole tar of plain files, read many times faster than ``tarfile`` does.
 
     None where anything else is met (long names, links, damage): then ``tarfile`` judges.
     """
     size = file.seek(0, io.SEEK_END)
     read_at = _reader(file)
     found: list[tuple[str, Member]] = []
+    headers: list[bytes] = []
+    places: list[Member] = []
     offset = 0
     while offset + _BLOCK <= size:
         header = read_at(offset)
-        if header == _ZERO_BLOCK:
+        ended = header == _ZERO_BLOCK
+        if ended or len(headers) == _HEADERS_AT_ONCE:
+            names = _plain_names(headers)
+            if names is None:
+                return None
+            found += zip(names, places, strict=True)
+            headers, places = [], []
+        if ended:
             return found
-        entry = _plain_header(header)
-        if entry is None:
+        try:
+            length = int(header[124:136].rstrip(b"\0 "), 8)
+        except ValueError:
             return None
-        name, length = entry
-        found.append((name, Member(offset + _BLOCK, length)))
+        headers.append(header)
+        places.append(Member(offset + _BLOCK, length))
         offset += _BLOCK + -(-length // _BLOCK) * _BLOCK
     return None
 
@@ -163,22 +210,38 @@ def _reader(file: BinaryIO) -> Callable[[int], bytes]:
         number = file.fileno()
     except (AttributeError, OSError):
         return lambda offset: file.read(_BLOCK) if file.seek(offset) >= 0 else b""
-    return lambda offset: os.pread(number, _BLOCK, offset)
+    start, ahead = 0, b""
+
+    def read(offset: int) -> bytes:
+        """A caption and its neighbours come with one read; a picture is passed over."""
+        nonlocal start, ahead
+        at = offset - start
+        if not 0 <= at <= len(ahead) - _BLOCK:
+            start, at, ahead = offset, 0, os.pread(number, _AHEAD, offset)
+        return ahead[at : at + _BLOCK]
+
+    return read
 
 
-def _plain_header(header: bytes) -> tuple[str, int] | None:
-    """Name and size of a plain file's header; None for any other kind and for a wrong checksum."""
-    if header[156:157] not in (b"0", b"\0") or header[345:346] != b"\0":
+def _plain_names(headers: list[bytes]) -> list[str] | None:
+    """The names in headers of plain files; None where one is of another kind or does not sum up."""
+    if not headers:
+        return []
+    header_NB = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _BLOCK)
+    kind_N, prefix_N = header_NB[:, 156], header_NB[:, 345]
+    if prefix_N.any() or not np.isin(kind_N, (0, ord("0"))).all():
+        return None
+    # The checksum is taken with blanks in its own place; it is stated as six octal digits.
+    sum_N = header_NB.sum(axis=1) - header_NB[:, 148:156].sum(axis=1) + 8 * ord(" ")
+    digit_N6 = header_NB[:, 148:154].astype(np.int64) - ord("0")
+    stated_N = digit_N6 @ (8 ** np.arange(5, -1, -1))
+    if (digit_N6 < 0).any() or (digit_N6 > 7).any() or not np.array_equal(sum_N, stated_N):
         return None
     try:
-        checksum = int(header[148:156].split(b"\0")[0], 8)
-        length = int(header[124:136].rstrip(b"\0 "), 8)
-        name = header[:100].rstrip(b"\0").decode()
+        names = np.ascontiguousarray(header_NB[:, :100]).view("S100").ravel().tolist()
+        return [name.decode() for name in names]
     except ValueError:
         return None
-    if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
-        return None
-    return name, length
 
 
 def read_member(file: BinaryIO, member: Member) -> bytes:
@@ -218,6 +281,7 @@ class ShardRef:
     table: str
     samples: int
     content: str
+    tar_bytes: int
 
     @classmethod
     def of(cls, record: ShardRecord) -> "ShardRef":
@@ -228,6 +292,7 @@ class ShardRef:
             table=record.files["table"].path,
             samples=record.counts.ok,
             content=record.content(),
+            tar_bytes=record.files["tar"].size,
         )
 
 

@@ -5,13 +5,14 @@ query asks for. A key's latest attempt counts: where a later shard tries a key a
 healed), the earlier row is hidden.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow.parquet as pq
 
+from laionkit.core.columns import ColumnInfo, column_origin, is_nested, score_origin
 from laionkit.core.config import fingerprint
 from laionkit.core.embeddings import (
     embedded_models,
@@ -21,49 +22,45 @@ from laionkit.core.embeddings import (
     score_stage,
 )
 from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, one_line, sql_name, sql_text
-from laionkit.core.errors import InputError
+from laionkit.core.errors import InputError, LaionkitError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import FORGOTTEN, forgotten_content
 from laionkit.core.records import StageMade, StageRecords
 from laionkit.core.schemas import (
-    EXTRA_FETCHED_COLUMNS,
-    FETCHED_COLUMNS,
     METADATA,
-    PUBLISHED_COLUMNS,
 )
+from laionkit.core.shard_scan import NEEDS_JOIN, ShardScan, column_ends, look_over
 from laionkit.core.shards import list_shards
 
-PUBLISHED, CARRIED, FETCHED = "published", "carried through", "fetched"
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class ColumnInfo:
-    """A column of a dataset: type, where it comes from, how many nulls, its range."""
-
-    name: str
-    type: str
-    origin: str
-    nulls: int
-    min: Any
-    max: Any
+FETCHED_VIEW, EMBEDDED_VIEW = "laionkit_fetched", "laionkit_embedded"
 
 
 @dataclass
 class _Source:
-    """Files that hold one row per key: their view and the columns it shows, name → type."""
+    """Files that hold one row per key: their view and the columns it shows, name → type.
+
+    `files` are (shard, path), `named` maps each column to the files' own name for it, `key`
+    among them; `whole` says that no row of the files is hidden by a later one.
+    """
 
     view: str
     rows: int
     columns: dict[str, str] = field(default_factory=dict)
+    files: Sequence[tuple[str, str]] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = True
 
 
 class DatasetTable(Engine):
     """A DuckDB connection over one dataset.
 
     `columns` maps each column to its DuckDB type, `origins` to where it comes from, `inputs` each
-    source to the content of its files. Samples that were taken down are not there. `memory_mb`
-    bounds the engine, which spills to disk above it; `timeout_s` bounds each query. With `guard`,
-    the engine of a local dataset can open no file but the dataset's from then on.
+    source to the content of its files; `tar_bytes` is what the tars weigh that hold `tar_samples`
+    pictures. Samples that were taken down are not there. `memory_mb` bounds the engine, which
+    spills to disk above it; `timeout_s` bounds each query. With `guard`, the engine of a local
+    dataset can open no file but the dataset's from then on.
     """
 
     def __init__(
@@ -88,6 +85,7 @@ class DatasetTable(Engine):
         self._places: dict[str, tuple[_Source, str]] = {}
         self.inputs: dict[str, str] = {}
         self._forgotten = self._open_forgotten()
+        self.tar_bytes = self.tar_samples = 0
         self._add_rows()
         for column, made in score_columns(self.folder).items():
             self._add_score(column, made)
@@ -127,6 +125,71 @@ class DatasetTable(Engine):
             joins += f" ANTI JOIN {self._forgotten} f ON f.key = t0.key"
         return f"SELECT {', '.join(parts)} FROM {self._sources[0].view} t0{joins}"
 
+    def one_pass(self, columns: Sequence[str], run: Callable[[str], T]) -> T:
+        """What `run` makes of SQL for `columns`, which it may read once, in any order of rows.
+
+        Where scores lie in their shards' order this is several times as fast as `select`. `run`
+        is called again where they turn out not to.
+        """
+        scan = self.shard_scan(columns)
+        if scan is None or not scan.scores:
+            return run(self.select(columns))
+        self._con.register("laionkit_scan", scan.reader())
+        picks = [f"{_number(n, self.columns[n])} AS {sql_name(n)}" for n in columns]
+        try:
+            return run(f"SELECT {', '.join(picks)} FROM laionkit_scan")
+        except (LaionkitError, duckdb.Error) as error:
+            if not isinstance(scan.failure, NEEDS_JOIN):
+                raise scan.failure or error from error
+            return run(self.select(columns))
+        finally:
+            self._con.unregister("laionkit_scan")
+
+    def shard_scan(self, columns: Sequence[str]) -> ShardScan | None:
+        """A pass over `columns` without a join; None where one is needed.
+
+        NaN comes out as it is. One of NEEDS_JOIN may stop it on the way.
+        """
+        rows = self._sources[0]
+        scores = {n: s for n in columns if (s := self._places[n][0]) is not rows}
+        shards = {shard for shard, _ in rows.files}
+        if self._forgotten or not rows.whole or rows.view not in (FETCHED_VIEW, EMBEDDED_VIEW):
+            return None
+        if not all(s.whole and shards.issuperset(dict(s.files)) for s in scores.values()):
+            return None
+        return ShardScan(
+            self.folder,
+            rows.files,
+            key=rows.named["key"],
+            columns={n: rows.named[n] for n in columns if n in rows.named and n not in scores},
+            scores={name: dict(source.files) for name, source in scores.items()},
+            schema=self.arrow(f"{self._one_row(columns)} LIMIT 0").schema,
+        )
+
+    def _one_row(self, columns: Iterable[str]) -> str:
+        """SQL of one row of nulls, typed as `columns` are: what binds without opening a file."""
+        cells = [f"NULL::{self.columns[name]} AS {sql_name(name)}" for name in columns]
+        return f"SELECT {', '.join(cells)}"
+
+    def ends(self, columns: Iterable[str]) -> dict[str, tuple[float, float]]:
+        """Least and greatest value of number columns, from the files' footers where they tell."""
+        found: dict[str, tuple[float, float]] = {}
+        told: dict[str, dict[str, tuple[Any, ...] | None]] = {}
+        asked = {name: self._places[name] for name in columns}
+        for name, (source, outer) in asked.items():
+            if source.view not in told:
+                paths = [path for _, path in source.files]
+                wanted = [s.named[o] for s, o in asked.values() if s is source]
+                told[source.view] = column_ends(self.folder, paths, wanted) if source.whole else {}
+            ends = told[source.view].get(source.named[outer])
+            if ends is None:
+                text = sql_name(name)
+                sql = f"SELECT min({text}), max({text}) FROM ({self.select([name])})"
+                ends = self.execute(sql).fetchone()
+            if ends and ends[0] is not None:
+                found[name] = float(ends[0]), float(ends[1])
+        return found
+
     def relation(self) -> Any:
         """The whole relation, lazily: a DuckDBPyRelation."""
         return self._con.sql(f"SELECT * FROM {VIEW}")
@@ -134,7 +197,7 @@ class DatasetTable(Engine):
     def infos(self) -> list[ColumnInfo]:
         """Type, origin, nulls and range of each column, in one scan."""
         names = list(self.columns)
-        ranged = [name for name in names if not _is_nested(self.columns[name])]
+        ranged = [name for name in names if not is_nested(self.columns[name])]
         parts = [f"count(*) - count({sql_name(name)})" for name in names]
         for name in ranged:
             cell = (
@@ -175,6 +238,8 @@ class DatasetTable(Engine):
         shards = [(ref.name, ref.table) for ref in refs]
         if refs:
             self.inputs["shards"] = fingerprint({ref.name: ref.content for ref in refs})
+            self.tar_bytes = sum(ref.tar_bytes for ref in refs)
+            self.tar_samples = sum(ref.samples for ref in refs)
         metadata = self._source("metadata", parts) if parts else None
         fetched = self._source("fetched", shards) if shards else None
         if metadata and fetched and not self._complete(metadata, fetched):
@@ -240,8 +305,12 @@ class DatasetTable(Engine):
         self._files.update(paths)
         view = f"laionkit_score_{len(self._sources)}"
         listed = ", ".join(sql_text(path) for path in paths)
-        self._con.execute(f"CREATE VIEW {view} AS SELECT key, value FROM read_parquet([{listed}])")
-        return _Source(view, 0, {"key": "VARCHAR", "value": "FLOAT"})
+        value = _number("value", "FLOAT")
+        self._con.execute(
+            f"CREATE VIEW {view} AS SELECT key, {value} AS value FROM read_parquet([{listed}])"
+        )
+        kinds = {"key": "VARCHAR", "value": "FLOAT"}
+        return _Source(view, 0, kinds, files, {name: name for name in kinds})
 
     def _show_score(self, column: str, made: StageMade, source: _Source) -> None:
         self._sources.append(source)
@@ -256,7 +325,7 @@ class DatasetTable(Engine):
         for name, kind in source.columns.items():
             if name.lower() not in taken:
                 self.columns[name] = kind
-                self.origins[name] = _origin(name)
+                self.origins[name] = column_origin(name)
                 self._places[name] = (source, name)
 
     def _source(self, name: str, files: Sequence[tuple[str, str]], key: str = "key") -> _Source:
@@ -264,11 +333,12 @@ class DatasetTable(Engine):
         paths = [self._path(path) for _, path in files]
         self._files.update(paths)
         listed = ", ".join(sql_text(path) for path in paths)
-        reader = f"read_parquet([{listed}], union_by_name = true)"
         try:
-            later, rows = self._later_attempts(paths, key)
+            later, rows, alike = look_over(self.folder, [path for _, path in files], key)
+            union = "" if alike else ", union_by_name = true"
+            reader = f"read_parquet([{listed}]{union})"
             self._tried_again = self._tried_again or bool(later)
-            shown = self._shown(reader, self.folder, files[0][1], key)
+            shown, named = self._shown(reader, self.folder, files[0][1], key)
         except duckdb.Error as error:
             raise InputError(f"{self.folder}: {one_line(error)}") from error
         view = f"laionkit_{name}"
@@ -287,7 +357,8 @@ class DatasetTable(Engine):
             )
         self._con.execute(f"CREATE VIEW {view} AS {sql}")
         columns = {outer: kind for outer, (_, kind) in shown.items()}
-        return _Source(view, rows, columns | ({"shard": "VARCHAR"} if with_shard else {}))
+        columns |= {"shard": "VARCHAR"} if with_shard else {}
+        return _Source(view, rows, columns, files, named, whole=not later)
 
     def _path(self, path: str) -> str:
         """How DuckDB names a file of the dataset."""
@@ -297,32 +368,10 @@ class DatasetTable(Engine):
         protocol = self.folder.url.partition("://")[0]
         return f"{protocol}://{full}"
 
-    def _later_attempts(self, paths: Sequence[str], key: str) -> tuple[list[int], int]:
-        """Indices of the files whose keys may repeat an earlier file's, and the others' rows.
-
-        Decided by the least and greatest key in each footer, so that no key is read.
-        """
-        listed = ", ".join(sql_text(path) for path in paths)
-        found = self._con.execute(
-            "SELECT file_name, min(stats_min_value), max(stats_max_value), sum(num_values)"
-            f" FROM parquet_metadata([{listed}]) WHERE path_in_schema = ? GROUP BY 1",
-            [key],
-        ).fetchall()
-        spans = {file: (low, high, int(rows)) for file, low, high, rows in found}
-        later, total, top = [], 0, ""
-        for i, path in enumerate(paths):
-            low, high, rows = spans.get(path, ("", "", 0))
-            if rows and (low is None or low <= top):
-                later.append(i)
-            else:
-                total += rows
-            top = max(top, high or "")
-        return later, total
-
     def _shown(
         self, reader: str, folder: Folder, first: str, key: str
-    ) -> dict[str, tuple[str, str]]:
-        """The columns of the files as name → (DuckDB's name, type).
+    ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+        """The columns of the files as name → (DuckDB's name, type), and → the files' own name.
 
         DuckDB renames a column whose name differs from another's in case alone (``WIDTH`` beside
         ``width``): that which is ours keeps its name, the other becomes ``src_WIDTH``.
@@ -333,15 +382,16 @@ class DatasetTable(Engine):
             real = pq.read_schema(file).names
         names = [*real, *(name for name, _ in kinds[len(real) :])]
         shown: dict[str, tuple[str, str]] = {}
+        named: dict[str, str] = {}
         doubled = {n.lower() for n in names if sum(n.lower() == m.lower() for m in names) > 1}
         for name, (inner, kind) in zip(names, kinds, strict=True):
             outer = "key" if name == key else name
             if name != key and (name == "key" or (name.lower() in doubled and not name.islower())):
                 outer = f"src_{name}"
-            shown[outer] = (inner, kind)
+            shown[outer], named[outer] = (inner, kind), name
         if "key" not in shown:
             raise InputError(f"{folder.at(first)} has no column {key!r}; it has {', '.join(real)}")
-        return {"key": shown.pop("key"), **shown}
+        return {"key": shown.pop("key"), **shown}, named
 
 
 def table(dataset: str) -> Any:
@@ -359,25 +409,7 @@ def columns(dataset: str) -> list[ColumnInfo]:
         return opened.infos()
 
 
-def score_origin(made: StageMade) -> str:
-    """Say what computed a score column: ``computed by aesthetic-v2 on ViT-L-14/openai``."""
-    facts = {**made.config, **made.facts}
-    word = "declared" if facts.get("provenance") == "declared" else "computed"
-    what = [str(facts[name]) for name in ("head", "backbone", "model") if facts.get(name)]
-    return f"{word}: {' on '.join(what[:2])}" if what else word
-
-
-def _origin(name: str) -> str:
-    if name in FETCHED_COLUMNS or name in EXTRA_FETCHED_COLUMNS or name == "shard":
-        return FETCHED
-    return PUBLISHED if name in PUBLISHED_COLUMNS else CARRIED
-
-
 def _number(inner: str, kind: str) -> str:
     """A column as it is, NaN as null: DuckDB holds NaN for greater than every threshold."""
     name = sql_name(inner)
     return f"nullif({name}, 'nan'::{kind})" if kind in ("FLOAT", "DOUBLE") else name
-
-
-def _is_nested(kind: str) -> bool:
-    return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION", '"NULL"', "JSON"))

@@ -15,9 +15,19 @@ def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
     return unit_rows(np.concatenate([points, copies]).astype(np.float32))
 
 
-@pytest.mark.parametrize("min_cosine", [0.9, 0.97])
-def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_cosine):
-    monkeypatch.setattr(near, "ONE_CLUSTER", 100)
+@pytest.mark.parametrize(
+    ("min_cosine", "limits"),
+    [
+        (0.9, {}),
+        (0.97, {}),
+        (0.9, {"_GUESTS_HELD": 1000}),  # several passes over the rows
+        (0.9, {"_MOST_MAYBE": 0.0}),  # never few dimensions
+        (0.9, {"_MOST_MAYBE": 1.0, "_BASIS": 8, "_COLUMNS": 64, "_ROWS": 128}),  # always
+    ],
+)
+def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_cosine, limits):
+    for name, value in {"ONE_CLUSTER": 100, **limits}.items():
+        monkeypatch.setattr(near, name, value)
     emb_ND = vectors(3000, 32, 1)
     rows = len(emb_ND)
     found = set()

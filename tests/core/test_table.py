@@ -5,11 +5,13 @@ import json
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from laionkit.core.columns import ColumnInfo
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.progress import Counts
-from laionkit.core.table import ColumnInfo, DatasetTable, columns, table
+from laionkit.core.table import DatasetTable, columns, table
 from tests.small_dataset import SmallDataset, laion_rows
 
 ROWS = 25
@@ -202,3 +204,57 @@ def test_nan_is_null_though_a_files_statistics_leave_it_out(tmp_path):
         assert table.execute("SELECT count(*) FROM dataset WHERE punsafe > 0.5").fetchall() == [
             (0,)
         ]
+
+
+def one_pass(dataset: SmallDataset, columns: list[str]) -> list[tuple]:
+    with DatasetTable(dataset.url) as table:
+        return sorted(table.one_pass(columns, lambda s: table.execute(s).fetchall()))
+
+
+def joined(dataset: SmallDataset, columns: list[str]) -> list[tuple]:
+    with DatasetTable(dataset.url) as table:
+        return sorted(table.execute(table.select(columns)).fetchall())
+
+
+def rewrite_score(dataset: SmallDataset, shard: str, change) -> None:
+    path = dataset.path / f"scores/beside/{shard}.parquet"
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+@pytest.mark.parametrize("case", ["all", "some", "reversed", "of another shard", "none of a shard"])
+def test_one_pass_gives_the_rows_of_the_join_however_scores_lie(tmp_path, case):
+    dataset = SmallDataset(tmp_path / "laion", laion_rows(ROWS)).write_metadata()
+    dataset.write_shards({3: "timeout"})
+    there = range(ROWS) if case == "all" else [i for i in range(ROWS) if i % 4]
+    dataset.write_score("beside", {i: float("nan") if i == 7 else i / 8 for i in there})
+    if case == "reversed":
+        rewrite_score(dataset, "00001", lambda t: t.take(list(range(len(t)))[::-1]))
+    if case == "of another shard":
+        other = pq.read_table(dataset.path / "scores/beside/00000.parquet")
+        rewrite_score(dataset, "00001", lambda t: pa.concat_tables([t, other.slice(0, 2)]))
+        rewrite_score(dataset, "00000", lambda t: t.slice(2))
+    if case == "none of a shard":
+        (dataset.path / ".laionkit/score/beside/00001.json").unlink()
+    columns = ["key", "status", "reason", "punsafe", "shard", "beside"]
+    found = one_pass(dataset, columns)
+    assert found == joined(dataset, columns)
+    assert len(found) == ROWS
+    assert sum(row[-1] is not None for row in found) > 5
+
+
+def test_one_pass_names_the_file_that_is_gone(fetched):
+    fetched.write_score("beside", {i: 1.0 for i in range(ROWS)})
+    with DatasetTable(fetched.url) as table:
+        (fetched.path / "scores/beside/00001.parquet").unlink()
+        with pytest.raises(InputError, match=r"beside/00001\.parquet cannot be read"):
+            table.one_pass(["key", "beside"], lambda s: table.execute(s).fetchall())
+
+
+def test_the_ends_of_a_column_are_its_least_and_greatest_value(fetched):
+    fetched.write_score("beside", {i: float("nan") if i == 2 else i / 8 for i in range(ROWS)})
+    with DatasetTable(fetched.url) as table:
+        found = table.ends(["punsafe", "beside", "width"])
+        for name, (low, high) in found.items():
+            sql = f"SELECT min({name}), max({name}) FROM ({table.select([name])})"
+            assert table.execute(sql).fetchone() == (low, high)
+        assert set(found) == {"punsafe", "beside", "width"}

@@ -2,9 +2,11 @@
 
 import gc
 
+import fsspec
 import pytest
 import torch.utils.data
 import webdataset
+from fsspec.implementations.memory import MemoryFileSystem
 
 from laionkit.core.errors import InputError
 from laionkit.stages.subset import SubsetConfig, load, subset
@@ -20,6 +22,7 @@ def dataset(tmp_path_factory) -> SmallDataset:
     for name, form in (("tars", "shards"), ("view", "view"), ("list", "parquet")):
         config = SubsetConfig(name=name, as_=form, samples_per_shard=10, shuffle_seed=5)
         subset(made.url, config)
+    subset(made.url, SubsetConfig(name="ordered", as_="view"))
     return made
 
 
@@ -94,6 +97,29 @@ def test_webdataset_s_own_steps_follow(dataset):
     assert images.shape == (4, 32, 32, 3)
     assert texts[0].startswith("picture number")
     assert rows[0]["status"] == "success"
+    gc.collect()
+
+
+@pytest.mark.parametrize(("name", "most"), [("tars", 0), ("view", 24), ("ordered", 6)])
+def test_an_object_store_is_asked_for_many_samples_at_a_time(dataset, monkeypatch, name, most):
+    """No range is asked for where tars are read whole, few where pictures lie side by side."""
+    memory = fsspec.filesystem("memory")
+    memory.put(dataset.url, "/laion", recursive=True)
+    asked = []
+    cat_file = MemoryFileSystem.cat_file
+
+    def counted(self, path, start=None, end=None, **settings):
+        asked.append((path, start))
+        return cat_file(self, path, start, end, **settings)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", counted)
+    try:
+        found = list(load("memory://laion", name, shuffle=0))
+    finally:
+        memory.rm("/laion", recursive=True)
+    here = stream(dataset, name, shuffle=0)
+    assert [{**s, "__url__": ""} for s in found] == [{**s, "__url__": ""} for s in here]
+    assert len([start for path, start in asked if path.endswith(".tar")]) <= most
     gc.collect()
 
 

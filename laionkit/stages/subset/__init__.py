@@ -24,7 +24,7 @@ from laionkit.stages.subset.balance import balance_captions, cap_groups, check_g
 from laionkit.stages.subset.card import write_card, write_croissant
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.contamination import decontaminate
-from laionkit.stages.subset.export import Export, locate, write_dropped, write_kept
+from laionkit.stages.subset.export import Export, write_dropped, write_kept
 from laionkit.stages.subset.facts import gather_facts
 from laionkit.stages.subset.given import given_contents
 from laionkit.stages.subset.loading import load
@@ -36,11 +36,12 @@ from laionkit.stages.subset.manifest import (
     verify,
     write_manifest,
 )
+from laionkit.stages.subset.pictures import locate
 from laionkit.stages.subset.publish import push
 from laionkit.stages.subset.report import write_report
 from laionkit.stages.subset.reshape import Reshape
 from laionkit.stages.subset.selection import FunnelStep, Selection
-from laionkit.stages.subset.what_if import answers_sql, curves, estimated_bytes
+from laionkit.stages.subset.what_if import count_thresholds, estimated_bytes
 
 __all__ = ["SubsetConfig", "Verified", "load", "push", "subset", "verify"]
 
@@ -247,11 +248,8 @@ def _dry_run(
     started = time.monotonic()
     selection = Selection(table, config.keep_nulls)
     pictured = config.as_ != "parquet"
-    success = "status = 'success'" if "status" in table.columns else "true"
-    selection.judge(plan.terms, needs_picture=pictured, answers=answers_sql(plan.terms, success))
-    found = curves(selection, plan.terms)
+    found = count_thresholds(selection, plan.terms, needs_picture=pictured)
     if _needs_rows(config, plan):
-        table.execute("DROP TABLE judged")
         selection = _choose(table, config, plan, look=False)
     counts, funnel = selection.counts(), selection.funnel()
     size = estimated_bytes(selection, counts.ok) if pictured else 0

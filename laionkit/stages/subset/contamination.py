@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laionkit.backends.sources import PICTURES
 from laionkit.core.embeddings import choose_model, embedded_models, list_embeddings, model_made
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
@@ -86,6 +85,7 @@ def _embed_pictures(
 
     A file that is no picture stops the run: it could not be kept out of the training set.
     """
+    from laionkit.backends.sources import PICTURES
     from laionkit.search.queries import Encoder
 
     names = [n for n in pictures.walk() if n.rpartition(".")[2].lower() in PICTURES]

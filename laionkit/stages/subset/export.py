@@ -2,87 +2,34 @@
 
 import contextlib
 import hashlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from queue import SimpleQueue
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.records import StageRecords
-from laionkit.core.schemas import SHARD_RECORDS
-from laionkit.core.shards import ShardRef, ShardWriter, image_member, list_shards, read_contents
-from laionkit.ops.predicates import quote_name, quote_text
+from laionkit.core.shards import ShardWriter
+from laionkit.ops.predicates import quote_name
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.pictures import PLACE_COLUMNS, VIEW_COLUMNS, Pictures
 from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
 from laionkit.stages.subset.selection import Selection
 
-PLACE_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("image_ext", pa.string()),
-        ("image_offset", pa.int64()),
-        ("image_size", pa.int64()),
-    ]
-)
-PLACE_COLUMNS = ("image_ext", "image_offset", "image_size")
-VIEW_COLUMNS = ("key", "shard", *PLACE_COLUMNS, "laionkit_txt", "laionkit_json")
 VIEW_FILE = "view.parquet"
 KEPT_FILE = "kept.parquet"
 SUBSET_SHARD = "subset_shard"
 SUBSET_FILE = "subset_file"
 FILES = "files"
 SAMPLE_HASH = "sample_sha256"
-MAX_OPEN_TARS = 64
 # Hashing and file access run outside Python's lock; more threads than this only wait for it.
 WRITERS = 3
 ROWS_PER_GROUP = 10_000
-
-
-def locate(selection: Selection, dataset: Folder) -> None:
-    """Find where each picture that stays lies in its tar; drop what its tar does not hold.
-
-    Raises InputError where a tar is not the one that was recorded.
-    """
-    refs = {ref.name: ref for ref in list_shards(dataset)}
-    for shard in selection.shards():
-        ref = refs[shard]
-        with dataset.open(ref.tar) as file:
-            contents = read_contents(file)
-        found = [(key, image_member(members)) for key, members in contents.samples.items()]
-        there = [(key, *image) for key, image in found if image]
-        places = pa.table(
-            [
-                pa.array([key for key, _, _ in there], pa.string()),
-                pa.array([extension for _, extension, _ in there], pa.string()),
-                pa.array([member.offset for _, _, member in there], pa.int64()),
-                pa.array([member.size for _, _, member in there], pa.int64()),
-            ],
-            schema=PLACE_SCHEMA,
-        )
-        selection.table.insert("places_of_shard", places)
-        _take_places(selection, shard, contents.damage)
-
-
-def _take_places(selection: Selection, shard: str, damage: str) -> None:
-    table, named = selection.table, quote_text(shard)
-    table.execute("CREATE TEMP TABLE IF NOT EXISTS places AS SELECT * FROM places_of_shard LIMIT 0")
-    table.execute(
-        "INSERT INTO places SELECT p.* FROM places_of_shard p SEMI JOIN (SELECT key FROM judged "
-        f"WHERE code = 0 AND shard = {named}) j ON p.key = j.key"
-    )
-    lost = table.arrow(
-        f"SELECT key, {quote_text(damage)} AS value FROM judged WHERE code = 0 AND shard = {named} "
-        "AND key NOT IN (SELECT key FROM places_of_shard)"
-    )
-    table.execute("DELETE FROM places_of_shard")
-    if lost.num_rows:
-        reason = "corrupt_tar" if damage else "member_missing"
-        selection.drop("picture in its tar", reason, lost)
 
 
 @dataclass
@@ -122,11 +69,14 @@ def write_kept(
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
     rows = selection.table.batches(_export_sql(selection, config), size)
     with contextlib.ExitStack() as stack:
+        readers: SimpleQueue[Pictures] = SimpleQueue()
+        for _ in range(WRITERS):
+            readers.put(stack.enter_context(contextlib.closing(Pictures(dataset))))
         kept = stack.enter_context(_Rows(folder, KEPT_FILE))
         view = stack.enter_context(_Rows(folder, VIEW_FILE)) if config.as_ == "view" else None
         made = _in_order(
             stack.enter_context(ThreadPoolExecutor(WRITERS)),
-            lambda name, chunk: _write_part(dataset, folder, name, chunk, config),
+            lambda name, chunk: _write_part(readers, folder, name, chunk, config),
             _chunks(rows, size),
         )
         for name, part in made:
@@ -165,13 +115,20 @@ def _in_order(
 
 
 def _write_part(
-    dataset: Folder, folder: Folder, name: str, chunk: pa.Table, config: SubsetConfig
+    readers: "SimpleQueue[Pictures]",
+    folder: Folder,
+    name: str,
+    chunk: pa.Table,
+    config: SubsetConfig,
 ) -> _Part:
     """Write one chunk in the form asked for; hash its samples."""
-    with contextlib.closing(Pictures(dataset)) as pictures:
+    pictures = readers.get()
+    try:
         if config.as_ in ("shards", "files"):
             return _write_copies(folder, name, chunk, pictures, config)
         return _Part(chunk, list(_hashes(chunk, pictures, pictured=config.as_ == "view")))
+    finally:
+        readers.put(pictures)
 
 
 class _Rows:
@@ -205,10 +162,9 @@ class _Rows:
 
 def sample_hash(line: bytes, text: bytes, image: bytes) -> str:
     """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
-    digest = hashlib.sha256()
-    for part in (line, text, image):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
+    sizes = [len(part).to_bytes(8, "big") for part in (line, text, image)]
+    digest = hashlib.sha256(b"".join((sizes[0], line, sizes[1], text, sizes[2])))
+    digest.update(image)
     return digest.hexdigest()
 
 
@@ -378,40 +334,3 @@ def _hashes(chunk: pa.Table, pictures: "Pictures", *, pictured: bool) -> Iterato
     else:
         for line in chunk.column("laionkit_json").to_pylist():
             yield sample_hash(line.encode(), b"", b"")
-
-
-class Pictures:
-    """Reads pictures out of the dataset's tars, of which it holds the last few open."""
-
-    def __init__(self, dataset: Folder) -> None:
-        self._dataset = dataset
-        self._records = StageRecords(dataset, SHARD_RECORDS)
-        self._tars: dict[str, str] = {}
-        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
-
-    def samples(self, rows: pa.Table) -> Iterator[tuple[str, str, bytes, bytes, bytes]]:
-        """Key, extension, picture, caption and JSON of each row of a view."""
-        cells = [rows.column(name).to_pylist() for name in VIEW_COLUMNS]
-        for key, shard, extension, offset, size, text, line in zip(*cells, strict=True):
-            image = self.read(shard, offset, size)
-            yield key, extension, image, text.encode(), line.encode()
-
-    def read(self, shard: str, offset: int, size: int) -> bytes:
-        """The bytes of one picture. Raises InputError where the tar is shorter than it was."""
-        file = self._open.get(shard)
-        if file is None:
-            tar = self._tars.setdefault(shard, ShardRef.of(self._records.read(shard)).tar)
-            file = self._open[shard] = self._dataset.open(tar)
-            if len(self._open) > MAX_OPEN_TARS:
-                self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(shard)
-        file.seek(offset)
-        data = file.read(size)
-        if len(data) != size:
-            raise InputError(f"{self._tars[shard]} ended early: it changed while it was read")
-        return data
-
-    def close(self) -> None:
-        """Close every tar that is open."""
-        for file in self._open.values():
-            file.close()

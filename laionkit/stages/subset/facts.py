@@ -8,7 +8,7 @@ from laionkit.core.progress import Counts
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.ops.presets import PUNSAFE
 from laionkit.stages.subset.selection import FunnelStep, Selection
-from laionkit.stages.subset.what_if import answers_sql
+from laionkit.stages.subset.what_if import failed_sql
 
 BINS = 24
 TOP_DOMAINS = 12
@@ -85,12 +85,14 @@ def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
     table = selection.table
     names = {name for term in terms for name in term.columns} | {"key"}
     names |= {"status"} & set(table.columns)
-    success = "status = 'success'" if "status" in table.columns else "true"
-    answers = answers_sql(terms, success)
-    found = table.execute(
-        f"SELECT failed, count(*) FROM (SELECT {answers} FROM ({table.select(names)})) GROUP BY 1"
-    ).fetchall()
-    by_bits = dict(found)
+    ordered = [name for name in table.columns if name in names]
+    failed = failed_sql(terms, table.columns)
+    by_bits = table.one_pass(
+        ordered,
+        lambda source: dict(
+            table.execute(f"SELECT {failed}, count(*) FROM ({source}) GROUP BY 1").fetchall()
+        ),
+    )
     return {term.sql: by_bits.get(1 << (i + 1), 0) for i, term in enumerate(terms)}
 
 

@@ -1,7 +1,10 @@
 """``laionkit.load``: a subset as a stream of training samples, the same for shards and views."""
 
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow.parquet as pq
 
@@ -9,13 +12,15 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.shards import Member, read_contents, read_member
-from laionkit.stages.subset.export import KEPT_FILE, SUBSET_FILE, VIEW_COLUMNS, VIEW_FILE, Pictures
+from laionkit.stages.subset.export import KEPT_FILE, SUBSET_FILE, VIEW_FILE
 from laionkit.stages.subset.manifest import find_record
+from laionkit.stages.subset.pictures import VIEW_COLUMNS, Pictures
 
 if TYPE_CHECKING:
     from laionkit.backends.sample_stream import Sample, SamplePipeline
 
 DEFAULT_SHUFFLE = 10_000
+_COPY_BYTES = 16 << 20
 
 
 def load(
@@ -72,20 +77,32 @@ class TarShard:
 class _OpenTar:
     def __init__(self, dataset: Folder, path: str) -> None:
         self._url = dataset.at(path)
-        self._file: BinaryIO = dataset.open(path)
+        # Elsewhere a tar is fetched by one request, since each of its samples is read once.
+        self._file: BinaryIO = dataset.open(path) if dataset.is_local else _fetched(dataset, path)
         samples = read_contents(self._file).samples
         # In the order of the export, which a shuffled subset's keys do not tell.
         self._samples: list[tuple[str, dict[str, Member]]] = sorted(
             samples.items(), key=lambda sample: min(m.offset for m in sample[1].values())
         )
 
-    def read(self, row: int) -> "Sample":
-        key, members = self._samples[row]
+    def read(self, rows: Sequence[int]) -> list["Sample"]:
+        return [self._sample(*self._samples[row]) for row in rows]
+
+    def _sample(self, key: str, members: Mapping[str, Member]) -> "Sample":
         parts = {name: read_member(self._file, member) for name, member in members.items()}
         return {"__key__": key, "__url__": self._url, **parts}
 
     def close(self) -> None:
         self._file.close()
+
+
+def _fetched(dataset: Folder, path: str) -> BinaryIO:
+    """A file of an object store as a temporary local one."""
+    file = tempfile.TemporaryFile(prefix="laionkit-")  # noqa: SIM115 (its reader closes it)
+    with dataset.open(path) as source:
+        shutil.copyfileobj(source, file, _COPY_BYTES)
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 @dataclass(frozen=True)
@@ -110,15 +127,23 @@ class _OpenView:
             rows = pq.ParquetFile(file).read_row_group(group)
         self._cells = [rows.column(name).to_pylist() for name in VIEW_COLUMNS]
 
-    def read(self, row: int) -> "Sample":
-        key, shard, extension, offset, size, text, line = (cells[row] for cells in self._cells)
-        return {
-            "__key__": key,
-            "__url__": self._url,
-            extension: self._pictures.read(shard, offset, size),
-            "txt": text.encode(),
-            "json": line.encode(),
-        }
+    def read(self, rows: Sequence[int]) -> list["Sample"]:
+        keys, shards, extensions, offsets, sizes, texts, lines = (
+            [cells[row] for row in rows] for cells in self._cells
+        )
+        images = self._pictures.read_all(list(zip(shards, offsets, sizes, strict=True)))
+        return [
+            {
+                "__key__": key,
+                "__url__": self._url,
+                extension: image,
+                "txt": text.encode(),
+                "json": line.encode(),
+            }
+            for key, extension, image, text, line in zip(
+                keys, extensions, images, texts, lines, strict=True
+            )
+        ]
 
     def close(self) -> None:
         self._pictures.close()
@@ -145,7 +170,10 @@ class _OpenFiles:
             rows = pq.ParquetFile(file).read_row_group(group, columns=["key", SUBSET_FILE])
         self._keys, self._names = (column.to_pylist() for column in rows.columns)
 
-    def read(self, row: int) -> "Sample":
+    def read(self, rows: Sequence[int]) -> list["Sample"]:
+        return [self._sample(row) for row in rows]
+
+    def _sample(self, row: int) -> "Sample":
         name = self._names[row]
         base, _, extension = name.rpartition(".")
         members = {extension: name, "txt": f"{base}.txt", "json": f"{base}.json"}

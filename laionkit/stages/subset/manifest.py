@@ -29,10 +29,10 @@ from laionkit.stages.subset.export import (
     SUBSET_FILE,
     SUBSET_SHARD,
     VIEW_FILE,
-    Pictures,
     json_sql,
     sample_hash,
 )
+from laionkit.stages.subset.pictures import Pictures
 
 MANIFEST = "manifest.json"
 WHOLE = "all"

@@ -8,8 +8,8 @@ from laionkit.core.files import Folder, Written
 from laionkit.ops.images import PictureError, decode
 from laionkit.ops.resize import Resize, encode, resize
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.facts import Facts, Histogram
+from laionkit.stages.subset.pictures import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.selection import Selection
 
 REPORT = "report.html"

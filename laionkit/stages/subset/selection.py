@@ -14,6 +14,8 @@ from laionkit.core.schemas import Status
 from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
 
+# The step before all others, and its reason for links that were not tried.
+PICTURE = "picture fetched"
 NOT_FETCHED = "not_fetched"
 
 
@@ -35,37 +37,49 @@ class Selection:
     reasons: list[str] = field(default_factory=lambda: [""])
     # Name of a step → the codes it gives.
     steps: dict[str, list[int]] = field(default_factory=dict)
+    # Samples by code where they were counted without a table of verdicts.
+    counted: dict[int, int] | None = None
 
-    def judge(self, terms: Sequence[Term], *, needs_picture: bool, answers: str = "") -> None:
-        """Judge every sample by its status and then by `terms`, in one pass over the dataset.
+    def judge(self, terms: Sequence[Term], *, needs_picture: bool) -> None:
+        """Judge every sample by its status and then by `terms`, in one pass over the dataset."""
+        if needs_picture:
+            self.require_pictures()
+        code, values = self.verdict_sql(terms)
+        columns = self.columns(terms, ("key", "shard"))
+        shard = "shard" if "shard" in columns else "NULL"
+        self.table.one_pass(
+            columns,
+            lambda source: self.table.execute(
+                f"CREATE TEMP TABLE judged AS SELECT code::USMALLINT AS code, key, "
+                f"{shard}::VARCHAR AS shard, {values}::VARCHAR AS value "
+                f"FROM (SELECT *, {code} AS code FROM ({source}))"
+            ),
+        )
 
-        With `answers` (SQL of more columns) those are stored instead of key, shard and value:
-        enough to count, not to write.
-        """
-        cases, values = [], []
-        columns = {name for term in terms for name in term.columns}
-        columns |= {"status", "reason"} & set(self.table.columns)
-        if not answers:
-            columns |= {"key", "shard"} & set(self.table.columns)
-        if "status" in self.table.columns:
-            cases.append(self._status_case())
-        elif needs_picture:
+    def columns(self, terms: Sequence[Term], more: Sequence[str] = ()) -> list[str]:
+        """What judging reads, in the table's order."""
+        wanted = {name for term in terms for name in term.columns}
+        wanted |= {"status", "reason", *more}
+        return [name for name in self.table.columns if name in wanted] or ["key"]
+
+    def require_pictures(self) -> None:
+        """Raise ConfigError where nothing was fetched."""
+        if "status" not in self.table.columns:
             raise ConfigError(
                 f"{self.table.folder} has no pictures: run laionkit fetch, or add --as parquet"
             )
+
+    def verdict_sql(self, terms: Sequence[Term]) -> tuple[str, str]:
+        """SQL of the code of a sample, and of the value that a condition saw, given the code."""
+        cases, values = [], []
+        if "status" in self.table.columns:
+            cases.append(self._status_case())
         for term in terms:
             case, codes = self._term_case(term)
             cases.append(case)
             values.append(f"WHEN code IN ({', '.join(map(str, codes))}) THEN {value_sql(term)}")
         code = f"CASE {' '.join(cases)} ELSE 0 END" if cases else "0"
-        value = f"CASE {' '.join(values)} END" if values else "NULL"
-        shard = "shard" if "shard" in columns else "NULL"
-        ordered = [name for name in self.table.columns if name in columns] or ["key"]
-        stored = answers or f"key, {shard}::VARCHAR AS shard, {value}::VARCHAR AS value"
-        self.table.execute(
-            f"CREATE TEMP TABLE judged AS SELECT code::USMALLINT AS code, {stored} "
-            f"FROM (SELECT *, {code} AS code FROM ({self.table.select(ordered)}))"
-        )
+        return code, f"CASE {' '.join(values)} END" if values else "NULL"
 
     def keep_top(
         self, column: str, *, share: float | None = None, count: int | None = None
@@ -77,7 +91,7 @@ class Selection:
         name = quote_name(column)
         least = f"top {count}" if count is not None else f"top {100 * (share or 0):g} %"
         step = f"{least} by {column}"
-        null, below = self._code(step, f"null:{column}"), self._code(step, step)
+        null, below = self.code(step, f"null:{column}"), self.code(step, step)
         self.table.execute(
             "CREATE OR REPLACE TEMP TABLE ranked AS "
             f"SELECT key, {name} AS v, row_number() OVER (ORDER BY {name} DESC, key) AS place "
@@ -103,7 +117,7 @@ class Selection:
 
     def keep_only(self, step: str, reason: str, keys: Any) -> None:
         """Drop what is not among `keys` (arrow table: key)."""
-        code = self._code(step, reason)
+        code = self.code(step, reason)
         self.table.execute("DROP TABLE IF EXISTS given")
         self.table.insert("given", keys)
         self.table.execute(
@@ -113,7 +127,7 @@ class Selection:
 
     def drop(self, step: str, reason: str, keys: Any) -> None:
         """Drop those of `keys` (arrow table: key, value) that are still there."""
-        code = self._code(step, reason)
+        code = self.code(step, reason)
         self.table.execute("DROP TABLE IF EXISTS given")
         self.table.insert("given", keys)
         self.table.execute(
@@ -155,10 +169,12 @@ class Selection:
         )
 
     def _by_code(self) -> dict[int, int]:
-        found = self.table.execute("SELECT code, count(*) FROM judged GROUP BY 1").fetchall()
-        return dict(found)
+        if self.counted is not None:
+            return self.counted
+        return dict(self.table.execute("SELECT code, count(*) FROM judged GROUP BY 1").fetchall())
 
-    def _code(self, step: str, reason: str) -> int:
+    def code(self, step: str, reason: str) -> int:
+        """The code of a reason of a step, both new or known."""
         codes = self.steps.setdefault(step, [])
         for code in codes:
             if self.reasons[code] == reason:
@@ -169,7 +185,6 @@ class Selection:
 
     def _status_case(self) -> str:
         """The step before all others: links without a picture, by what fetch says of them."""
-        step = "picture fetched"
         said = "coalesce(reason, status)" if "reason" in self.table.columns else "status"
         wanted = [name for name in ("status", "reason") if name in self.table.columns]
         found = self.table.execute(
@@ -177,24 +192,24 @@ class Selection:
             f"WHERE status <> {quote_text(Status.SUCCESS)} ORDER BY 1"
         ).fetchall()
         whens = [
-            f"WHEN {quote_text(reason)} THEN {self._code(step, reason)}" for (reason,) in found
+            f"WHEN {quote_text(reason)} THEN {self.code(PICTURE, reason)}" for (reason,) in found
         ]
         lost = f"CASE {said} {' '.join(whens)} END" if whens else "NULL"
         return (
-            f"WHEN status IS NULL THEN {self._code(step, NOT_FETCHED)} "
+            f"WHEN status IS NULL THEN {self.code(PICTURE, NOT_FETCHED)} "
             f"WHEN status <> {quote_text(Status.SUCCESS)} THEN {lost}"
         )
 
     def _term_case(self, term: Term) -> tuple[str, list[int]]:
         """The CASE branches of one condition, and its codes."""
-        failed = self._code(term.sql, term.sql)
+        failed = self.code(term.sql, term.sql)
         if self.keep_nulls:
             return f"WHEN ({term.sql}) IS FALSE THEN {failed}", [failed]
         nulls = [
-            f"WHEN {quote_name(name)} IS NULL THEN {self._code(term.sql, f'null:{name}')}"
+            f"WHEN {quote_name(name)} IS NULL THEN {self.code(term.sql, f'null:{name}')}"
             for name in term.columns
         ]
-        unknown = self._code(term.sql, f"null:{term.sql}")
+        unknown = self.code(term.sql, f"null:{term.sql}")
         null = f"CASE {' '.join(nulls)} ELSE {unknown} END" if nulls else str(unknown)
         case = f"WHEN ({term.sql}) IS NULL THEN {null} WHEN NOT ({term.sql}) THEN {failed}"
         return case, [failed]

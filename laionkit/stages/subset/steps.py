@@ -15,8 +15,8 @@ from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
 from laionkit.ops.images import PictureError, decode
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.export import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.manifest import find_record
+from laionkit.stages.subset.pictures import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.selection import Selection
 from laionkit.stages.subset.vectors import gather
 
