@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laionkit.backends.knn import Bitmap
+from laionkit.core.columns import CARRIED, FETCHED, PUBLISHED
 from laionkit.core.files import Folder
-from laionkit.core.table import CARRIED, FETCHED, PUBLISHED, DatasetTable
+from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Predicate, Term, parse_where
 from laionkit.search import bits
 from laionkit.search.foreign import AnySegment
