@@ -95,6 +95,7 @@ from laionkit.stages.subset import SubsetConfig, subset
 report = subset(sys.argv[1], SubsetConfig(name="best", dry_run=True, where=sys.argv[2]))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": round(time.monotonic() - started, 2), "peak_mib": round(peak),
+    "cpu_s": round(time.process_time(), 2),
     "rows": report.counts.seen, "kept": report.counts.ok,
     "thresholds": len(report.extra["thresholds"])}))
 """
@@ -116,6 +117,7 @@ def dry_run(work: Path, rows: int, runs: int) -> dict[str, Any]:
         )
         found.append(json.loads(out.stdout))
     return {**found[0], "seconds": median(f["seconds"] for f in found), "runs": runs,
+            "cpu_s": median(f["cpu_s"] for f in found),
             "peak_mib": max(f["peak_mib"] for f in found)}  # fmt: skip
 
 
