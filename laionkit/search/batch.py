@@ -21,7 +21,7 @@ def read_queries(path: str) -> list[dict[str, Any]]:
     """
     try:
         found = _read(Path(path))
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
         raise InputError(f"{path} cannot be read as queries: {error}") from error
     if not found:
         raise InputError(f"{path} holds no query")
@@ -31,8 +31,12 @@ def read_queries(path: str) -> list[dict[str, Any]]:
 def _read(path: Path) -> list[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".npy":
-        vectors = np.load(path, allow_pickle=False)
-        return [{"vector": vector} for vector in np.atleast_2d(vectors)]
+        vectors = np.atleast_2d(np.load(path, allow_pickle=False))
+        if vectors.dtype.kind != "f" or vectors.ndim != 2:
+            raise ValueError(
+                f"it holds {vectors.dtype} of shape {vectors.shape}, not float vectors"
+            )
+        return [{"vector": vector} for vector in vectors]
     if kind == ".parquet":
         table = pq.read_table(path)
         name = next((n for n in _TEXT_COLUMNS if n in table.column_names), None)
@@ -72,7 +76,10 @@ def _tables(
     searcher: Searcher, queries: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> Iterator[pa.Table]:
     for number, query in enumerate(queries):
-        hits = searcher.search(**query, **settings)
+        try:
+            hits = searcher.search(**query, **settings)
+        except InputError as error:
+            raise InputError(f"query {number} of {len(queries)} (from 0): {error}") from error
         texts = pa.array([query.get("text")] * len(hits), pa.string())
         numbers = pa.array(np.full(len(hits), number, np.int32))
         ranks = pa.array(np.arange(1, len(hits) + 1, dtype=np.int32))

@@ -1,6 +1,8 @@
 """Segments come and go: appended, deleted, compacted, read while a writer writes."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -127,35 +129,61 @@ def test_much_that_is_new_compacts_by_itself(dataset):
     assert segments(dataset) == [1100]
 
 
-def test_readers_see_one_state_while_a_writer_appends_and_compacts(dataset):
-    wrong: list[str] = []
-    stop = threading.Event()
+READER = """
+import sys
+import numpy as np
+from laionkit.search.searcher import Searcher
 
-    def read() -> None:
-        query = VECTORS[3].astype(np.float32)
-        while not stop.is_set():
-            count = len(Searcher(dataset).search(vector=query, k=5000))
-            if count not in (800, 900, 1000):
-                wrong.append(f"{count} rows")
+vector = np.ones(16)
+print("ready", flush=True)
+for line in sys.stdin:
+    searcher = Searcher(sys.argv[1])
+    first, again = (searcher.search(vector=vector, k=5000).key.tolist() for _ in range(2))
+    filtered = searcher.search(vector=vector, k=5000, where="original_width >= 0")
+    same = sorted(first) == sorted(again) == sorted(filtered.key) and len(set(first)) == len(first)
+    print(len(first) if same else "torn", flush=True)
+"""
 
-    def guarded() -> None:
-        try:
-            read()
-        except Exception as error:  # noqa: BLE001 - whatever a reader meets is the finding
-            wrong.append(repr(error))
 
-    readers = [threading.Thread(target=guarded) for _ in range(2)]
+def test_two_processes_see_one_state_while_a_writer_appends_and_compacts(dataset):
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(dataset)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said: list[list[str]] = [[], []]
+
+    def ask(number: int) -> None:
+        pipe = readers[number]
+        assert pipe.stdin is not None
+        assert pipe.stdout is not None
+        while not done.is_set() or len(said[number]) < 3:
+            pipe.stdin.write("\n")
+            said[number].append(pipe.stdout.readline().strip())
+
+    done = threading.Event()
     for reader in readers:
-        reader.start()
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+    asking = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for thread in asking:
+        thread.start()
     for shard in (8, 9):
         add_embeddings(dataset, f"{shard:05d}", VECTORS[100 * shard : 100 * shard + 100])
         index(str(dataset))
     for _ in range(3):
         index(str(dataset), IndexConfig(compact=True))
-    stop.set()
+    done.set()
+    for thread in asking:
+        thread.join()
     for reader in readers:
-        reader.join()
-    assert wrong == []
+        reader.communicate()
+        assert reader.returncode == 0
+    for answers in said:
+        assert {"800", "900", "1000"} >= set(answers)
+        assert answers == sorted(answers, key=int)
 
 
 def test_a_remote_index_is_searched_through_a_local_copy(tmp_path, monkeypatch):

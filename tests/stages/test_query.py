@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from laionkit.backends.heads import Head, Layer, save_head
@@ -10,7 +11,7 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
 from laionkit.stages.embed import EmbedConfig, embed
 from laionkit.stages.index import index
-from laionkit.stages.query import QueryConfig, answer, open_searcher, query
+from laionkit.stages.query import QueryConfig, answer, open_searcher, query, query_file
 from laionkit.stages.score import ScoreConfig, score
 from tests.fault_server import FaultServer
 from tests.stages.shards import shard_of, write_shards
@@ -162,3 +163,21 @@ def test_a_boost_by_an_affine_head_is_exact(dataset, searcher, samples, tmp_path
     wanted = vectors @ asked + 0.7 * (vectors @ weights) / np.linalg.norm(weights)
     keys = opened.describe(Neighbours(np.zeros(16, np.float32), np.arange(16))).key
     assert hits.key.tolist() == keys[np.argsort(-wanted)].tolist()
+
+
+def test_many_queries_go_to_parquet_and_a_bad_one_is_named(dataset, samples, tmp_path):
+    (tmp_path / "texts.txt").write_text(f"{samples[3][2]}\n\n{samples[9][2]}\n")
+    out = str(tmp_path / "hits.parquet")
+    found = query_file(dataset, f"{tmp_path}/texts.txt", out, QueryConfig(k=4), runner=CPU)
+    hits = pq.read_table(out).to_pandas()
+    assert found == len(hits) == 8
+    assert hits["query"].tolist() == [0] * 4 + [1] * 4
+    assert hits["rank"].tolist() == [1, 2, 3, 4] * 2
+    assert set(hits.text) == {samples[3][2], samples[9][2]}
+    np.save(tmp_path / "nan.npy", np.array([np.ones(32), np.full(32, np.nan)], np.float32))
+    with pytest.raises(InputError, match=r"query 1 of 2 .*NaN"):
+        query_file(dataset, f"{tmp_path}/nan.npy", str(tmp_path / "no.parquet"), runner=CPU)
+    assert not (tmp_path / "no.parquet").exists()
+    np.save(tmp_path / "int8.npy", np.ones((2, 32), np.int8))
+    with pytest.raises(InputError, match="it holds int8"):
+        query_file(dataset, f"{tmp_path}/int8.npy", out, runner=CPU)
