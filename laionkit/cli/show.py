@@ -1,20 +1,24 @@
 """Print results: a table for people, one JSON document with ``--json``."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from laionkit.core.columns import ColumnInfo
 from laionkit.core.progress import Counts
-from laionkit.core.runner import StageReport
-from laionkit.core.status import StageStatus
-from laionkit.stages.metadata.inspection import Inspection
+
+if TYPE_CHECKING:  # a query should not wait for what only metadata needs
+    from laionkit.core.columns import ColumnInfo
+    from laionkit.core.runner import StageReport
+    from laionkit.core.status import StageStatus
+    from laionkit.stages.metadata.inspection import Inspection
 
 console = Console(highlight=False)
 

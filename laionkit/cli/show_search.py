@@ -1,13 +1,20 @@
 """Print hits, how they were found, and how an index is laid out."""
 
-import pandas as pd
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from laionkit.cli.show import console, table
-from laionkit.search.explain import Explanation, Option
-from laionkit.search.planner import Plan, Step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from laionkit.search.explain import Explanation, Option
+    from laionkit.search.planner import Plan, Step
 
 _NAMED = ("key", "match", "caption", "url", "shard", "row")
 _MIB = 2**20
