@@ -39,12 +39,14 @@ class Reasons:
 class Verdict:
     """SQL over a table of rows: `code`, the `value` a dropped row's reason saw, `kept_null`.
 
-    `conditions` is the code of the filter's conditions alone, which seldom needs a wide column.
+    `conditions` is the code of the filter's conditions alone, which seldom needs a wide column;
+    `rest` that of the steps after them.
     `kept_null` maps columns to SQL that holds where a kept row's null let it pass a condition.
     """
 
     code: str
     conditions: str
+    rest: str
     value: str
     kept_null: dict[str, str]
 
@@ -102,6 +104,7 @@ def build_verdict(
     return Verdict(
         _case(cases),
         _case(cases[:conditions]),
+        _case(cases[conditions:]),
         f"CASE {CODE} {' '.join(values)} END" if values else "NULL",
         kept_null,
     )

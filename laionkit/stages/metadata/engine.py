@@ -271,7 +271,7 @@ def _kept(
     )
     found = con.sql(
         f"SELECT {names}, {ROW}, {CODE}::USMALLINT AS {CODE}{nulls} FROM (SELECT *, "
-        f"{verdict.code} AS {CODE} FROM ({seen}) WHERE {verdict.conditions} = 0)"
+        f"{verdict.rest} AS {CODE} FROM ({seen}) WHERE {verdict.conditions} = 0)"
     )
     for batch in found.to_arrow_reader(SCAN_ROWS):
         rows = pa.Table.from_batches([batch])
