@@ -149,6 +149,8 @@ def query_file(
 
     if Path(out).suffix.lower() != ".parquet":
         raise ConfigError(f"out={out!r}: hits of many queries go to a .parquet file")
+    if not Path(out).absolute().parent.is_dir():
+        raise InputError(f"out={out!r}: there is no folder {Path(out).absolute().parent}")
     wanted = read_queries(queries)
     searcher = open_searcher(dataset, config.as_name, runner, config.allow_private)
     return search_many(searcher, wanted, _settings(config), out)

@@ -178,6 +178,8 @@ def test_many_queries_go_to_parquet_and_a_bad_one_is_named(dataset, samples, tmp
     with pytest.raises(InputError, match=r"query 1 of 2 .*NaN"):
         query_file(dataset, f"{tmp_path}/nan.npy", str(tmp_path / "no.parquet"), runner=CPU)
     assert not (tmp_path / "no.parquet").exists()
+    with pytest.raises(InputError, match="there is no folder"):
+        query_file(dataset, f"{tmp_path}/texts.txt", "/nowhere/hits.parquet", runner=CPU)
     np.save(tmp_path / "int8.npy", np.ones((2, 32), np.int8))
     with pytest.raises(InputError, match="it holds int8"):
         query_file(dataset, f"{tmp_path}/int8.npy", out, runner=CPU)
