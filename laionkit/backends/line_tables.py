@@ -33,7 +33,7 @@ class LinesTable:
         first = next(self._parsed(), ([], [], []))[0][:HEAD_ROWS]
         if self._is_json:
             names = list(dict.fromkeys(name for row in first for name in row))
-            self.schema = pa.schema([(name, _json_type(first, name)) for name in names])
+            self.schema = pa.schema([(name, json_type(first, name)) for name in names])
         else:
             self.schema = pa.schema([("url", pa.string())])
         self._head = self._table(first, self.schema.names)
@@ -77,7 +77,7 @@ class LinesTable:
             return pa.table({"url": pa.array(rows, pa.string())}).select(list(columns))
         kinds = [self.schema.field(name).type for name in columns]
         arrays = [
-            _json_array([row.get(name) for row in rows], kind)
+            json_array([row.get(name) for row in rows], kind)
             for name, kind in zip(columns, kinds, strict=True)
         ]
         return pa.table(arrays, names=list(columns))
@@ -104,7 +104,8 @@ def _json_row(line: bytes) -> dict[str, Any] | str | None:
     return value if isinstance(value, dict) and value else None
 
 
-def _json_type(rows: list[dict[str, Any]], name: str) -> pa.DataType:
+def json_type(rows: list[dict[str, Any]], name: str) -> pa.DataType:
+    """The type that holds what JSON objects say under a name; text where nothing else does."""
     values = [row.get(name) for row in rows]
     try:
         kind = pa.array(values).type
@@ -114,7 +115,8 @@ def _json_type(rows: list[dict[str, Any]], name: str) -> pa.DataType:
     return pa.string() if pa.types.is_nested(kind) or pa.types.is_null(kind) else kind
 
 
-def _json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+def json_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """JSON values as a column of a type; null where one does not fit, JSON where it is text."""
     if pa.types.is_string(kind):
         values = [
             v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False)

@@ -13,7 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laionkit.core.errors import ConfigError, InputError, did_you_mean
-from laionkit.core.schemas import PUBLISHED_COLUMNS, RESERVED_COLUMNS
+from laionkit.core.schemas import (
+    EXTRA_FETCHED_COLUMNS,
+    FETCHED_COLUMNS,
+    PUBLISHED_COLUMNS,
+    RESERVED_COLUMNS,
+)
 
 # What laionkit itself computes and names; a published column of such a name becomes src_NAME.
 INNER_PREFIX = "_laionkit_"  # of columns that only a run sees
@@ -171,6 +176,21 @@ def detect(
     )
 
 
+def carried_columns(table: pa.Table) -> dict[str, str]:
+    """Our name → its name of each column that came with the link, in a table fetched elsewhere.
+
+    img2dataset's own columns are left out: they mean what they are called. It renames link and
+    caption, and drops the published sides, so that the set is told by what else there is.
+    """
+    own = FETCHED_COLUMNS.keys() | EXTRA_FETCHED_COLUMNS.keys()
+    names = [name for name in table.column_names if name not in own]
+    known = _which_set([*names, "url", "text", "width", "height"], table)
+    columns: dict[str, str] = {}
+    _by_names(known, names, columns, table.schema)
+    _carry_through(names, columns)
+    return columns
+
+
 def _which_set(names: list[str], head: pa.Table) -> LaionSet:
     lower = {name.lower() for name in names}
     for known in SETS:
@@ -214,8 +234,8 @@ def _by_names(
             if _type_fits(ours, found, schema):
                 columns[ours] = found
                 taken.add(found)
-    if known.swapped:
-        width, height = columns["width_published"], columns["height_published"]
+    width, height = columns.get("width_published"), columns.get("height_published")
+    if known.swapped and width and height:
         columns["width_published"], columns["height_published"] = height, width
 
 

@@ -17,6 +17,7 @@ from laionkit.core.runner import Runner, StageReport
 from laionkit.core.shards import list_shards
 from laionkit.core.table import DatasetTable
 from laionkit.stages.adopt import AdoptConfig, adopt
+from laionkit.stages.subset import SubsetConfig, subset
 from tests.small_dataset import SmallDataset, laion_rows, picture
 
 OPENAI_B32 = "ViT-B-32-quickgelu/openai"
@@ -201,3 +202,99 @@ def test_a_real_unsorted_shard_without_a_table_is_adopted(tmp_path, real_data):
     keys = table["key"].to_pylist()
     assert keys == sorted(keys)
     assert table["original_width"].null_count == 0
+
+
+def write_raw_shard(folder: Path, **columns: list) -> None:
+    """A shard as img2dataset writes it of a set whose columns have their published names."""
+    keys = [f"{i:09d}" for i in range(4)]
+    write_tar(folder / "00000.tar", {f"{key}.jpg": picture(i) for i, key in enumerate(keys)})
+    table = pa.table({
+        "url": [f"http://a.example/{i}" for i in range(4)], "caption": ["a cat"] * 4,
+        **columns, "key": keys, "status": ["success"] * 4, "error_message": [None] * 4,
+        "width": [32] * 4, "height": [32] * 4, "original_width": [640] * 4,
+        "original_height": [640] * 4, "md5": ["0"] * 4,
+    })  # fmt: skip
+    pq.write_table(table, folder / "00000.parquet")
+
+
+RAW_COLUMNS = {
+    "AESTHETIC_SCORE": [4.0, 5.5, 6.5, None], "hash": [1, 2, 3, 4], "similarity": [0.3] * 4,
+    "punsafe": [0.1] * 4, "pwatermark": [0.1] * 4, "WIDTH": [600.0] * 4, "HEIGHT": [500.0] * 4,
+    "note": ["kept", "as", "it", None],
+}  # fmt: skip
+
+
+def test_published_columns_of_adopted_shards_get_our_names_and_lose_nothing(tmp_path):
+    write_raw_shard(tmp_path / "run", **RAW_COLUMNS)
+    before = snapshot(tmp_path / "run")
+    report = take(tmp_path / "run", tmp_path / "d")
+    assert report.counts.ok == 4
+    assert snapshot(tmp_path / "run") == before
+    with DatasetTable(str(tmp_path / "d")) as table:
+        found = table.execute(
+            "SELECT aesthetic_v2_published, width_published, height_published, width, "
+            "original_width, hash, note FROM dataset ORDER BY key"
+        ).fetchall()
+        names = {name.lower() for name in table.columns}
+    assert found == [
+        (score, 600, 500, 32, 640, i + 1, RAW_COLUMNS["note"][i])
+        for i, score in enumerate(RAW_COLUMNS["AESTHETIC_SCORE"])
+    ]
+    assert len(names) == len(table.columns)
+    report = subset(str(tmp_path / "d"), SubsetConfig(name="s", preset="sd-v1", allow_small=True))
+    assert report.counts.ok == 2
+
+
+def test_what_samples_say_in_json_is_kept_under_our_names(tmp_path):
+    said = [{"TEXT": "in json", "AESTHETIC_SCORE": 6.5, "tags": ["a"], "n": 1}, {"n": 2.5}]
+    members = {}
+    for i, one in enumerate(said):
+        members |= {f"{i}.jpg": picture(i), f"{i}.json": json.dumps(one).encode()}
+    write_tar(tmp_path / "web/00000.tar", members)
+    take(tmp_path / "web", tmp_path / "d")
+    ref = list_shards(Folder(tmp_path / "d"))[0]
+    rows = Folder(tmp_path / "d").read_table(ref.table).to_pylist()
+    assert [(r["aesthetic_published"], r["tags"], r["n"]) for r in rows] == [
+        (6.5, '["a"]', 1.0),
+        (None, None, 2.5),
+    ]
+
+
+def test_a_folder_on_s3_is_adopted_where_it_lies(tmp_path, monkeypatch):
+    moto_server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    write_raw_shard(tmp_path / "run", **RAW_COLUMNS)
+    write_embeddings(tmp_path / "emb", "0", ["a", "b"])
+    write_tar(tmp_path / "web/00000.tar", {"x.jpg": picture(0), "x.txt": b"a dog"})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    server = moto_server.ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = s3fs.S3FileSystem()
+        store.mkdir("bucket")
+        for name in ("run", "emb", "web"):
+            store.put(str(tmp_path / name), f"bucket/{name}", recursive=True)
+        before = {path: store.info(path)["ETag"] for path in store.find("bucket")}
+        home = Folder("s3://bucket/d")
+        for name in ("run", "web"):
+            reports = [adopt(f"s3://bucket/{name}", home.url) for _ in range(2)]
+            assert [report.skipped for report in reports] == [0, 1]
+        adopt("s3://bucket/emb", home.url, AdoptConfig(model=OPENAI_B32))
+        refs = {ref.name: ref for ref in list_shards(home)}
+        assert refs["run-00000"].tar == "s3://bucket/run/00000.tar"
+        with home.open(refs["web-00000"].tar) as file:
+            assert file.read() == (tmp_path / "web/00000.tar").read_bytes()
+        assert "aesthetic_v2_published" in home.read_table(refs["run-00000"].table).column_names
+        (model,) = embedded_models(home)
+        assert [ref.rows for ref in list_embeddings(home, model)] == [2]
+        with pytest.raises(ConfigError, match="different stores"):
+            adopt("s3://bucket/run", str(tmp_path / "d"))
+        assert {path: store.info(path)["ETag"] for path in before} == before
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.stop()

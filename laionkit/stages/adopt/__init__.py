@@ -1,8 +1,9 @@
 """adopt: register existing image shards or embeddings in place, read-only.
 
 Takes img2dataset's folders, any webdataset tars, and clip-retrieval's embeddings. Nothing is
-written into the adopted folder: commit records name its files by absolute path, and a tar without
-a parquet gets a table under ``.laionkit/adopt``. Pictures that lie in no tar, in files or in
+written into the adopted folder: commit records name its files by absolute path. A tar without a
+parquet gets a table under ``.laionkit/adopt``, and so does one whose columns (URL, AESTHETIC_SCORE)
+have not our names, that presets and filters find them. Pictures that lie in no tar, in files or in
 parquet, are copied into tars under ``shards/``, byte for byte. What is registered counts only
 after every file was checked and no key was found twice.
 """
@@ -65,6 +66,11 @@ def adopt(
     place, home = Folder(folder), Folder(dataset)
     tars: Sequence[Found] = find_shards(place)
     embeddings = find_vectors(place)
+    if (tars or embeddings) and place.fs.protocol != home.fs.protocol:
+        raise ConfigError(
+            f"{folder} and {dataset} lie on different stores, and adopted files stay where they "
+            "are: name a DATASET on the same store, or copy the folder first"
+        )
     if not tars and not embeddings:
         tars = pictures.find_rows(place) or pictures.find_files(place)
     if not tars and not embeddings:
@@ -234,13 +240,18 @@ class _Checker:
         if one.stats:
             files["stats"] = self._written(one.stats)
         if one.table:
-            files["table"] = self._written(one.table)
-            return shards.table_counts(self.place, one.table), files, {}
+            counts = shards.table_counts(self.place, one.table)
+            named = shards.named_table(self.place, one.table)
+            if named is None:
+                files["table"] = self._written(one.table)
+            else:
+                files["table"] = self._own_table(name, named)
+            return counts, files, {}
         with self.place.open(one.tar) as file:
             table, damage = shards.table_of_tar(file)
         if damage and not table.num_rows:
             raise InputError(f"{one.tar} is no readable tar: {damage}")
-        files["table"] = self.home.write_table(f"{RECORDS}/{STAGE}/tables/{name}.parquet", table)
+        files["table"] = self._own_table(name, table)
         return shards.tar_counts(table), files, {"damage": damage} if damage else {}
 
     def _pictures(
@@ -262,6 +273,9 @@ class _Checker:
         if one.text:
             files["text_emb"] = self._written(one.text)
         return Counts.of(rows, {}), files, {"dim": dim, "key_column": key}
+
+    def _own_table(self, name: str, table: Any) -> Written:
+        return self.home.write_table(f"{RECORDS}/{STAGE}/tables/{name}.parquet", table)
 
     def _written(self, path: str) -> Written:
         """What a record says of a file that stays where it is."""

@@ -6,12 +6,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laionkit.backends.line_tables import json_array, json_type
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
-from laionkit.core.schemas import FETCHED_COLUMNS, Reason, Status
+from laionkit.core.schemas import FETCHED_COLUMNS, PUBLISHED_COLUMNS, Reason, Status
 from laionkit.core.shards import Member, image_member, read_contents, read_member
 from laionkit.ops.images import PictureError, read_size
+from laionkit.ops.laion_schemas import carried_columns
+from laionkit.ops.link_rows import repair
 
 _SIZE_BYTES = 1 << 16
 
@@ -39,17 +42,50 @@ def table_counts(folder: Folder, path: str) -> Counts:
     return Counts.of(len(rows["status"]) - sum(reasons.values()), reasons)
 
 
+def named_table(folder: Folder, path: str) -> pa.Table | None:
+    """A parquet's rows with what came with the link under our names; None where it is so already.
+
+    Every column and value stays; a type is repaired where no value is lost by it.
+    """
+    with folder.open(path) as file:
+        table = pq.read_table(file)
+    return with_our_names(table)
+
+
+def with_our_names(table: pa.Table) -> pa.Table | None:
+    """Rows with the columns that came with the link renamed; None where there is none to rename."""
+    ours = {theirs: name for name, theirs in carried_columns(table).items()}
+    names = [ours.get(name, name) for name in table.column_names]
+    if names == table.column_names:
+        return None
+    arrays = []
+    for name, column in zip(names, table.columns, strict=True):
+        kind = PUBLISHED_COLUMNS.get(name, column.type)
+        repaired = repair(column, kind)
+        arrays.append(column if repaired.null_count > column.null_count else repaired)
+    return pa.table(arrays, names=names)
+
+
 def table_of_tar(file: BinaryIO) -> tuple[pa.Table, str]:
     """A table of a webdataset tar's samples, in key order, and what is damaged in it.
 
-    Columns: those of the samples' JSON files that say what came with the link, caption, then
-    img2dataset's. Sizes are the JSON's, else the picture's own.
+    Columns: url, caption, img2dataset's, then whatever else the samples' JSON files say, under
+    our names. Sizes are the JSON's, else the picture's own.
     """
     contents = read_contents(file)
-    rows = [_row(file, key, members) for key, members in contents.samples.items()]
+    said = [_json(file, members) for members in contents.samples.values()]
+    rows = [
+        _row(file, key, members, told)
+        for (key, members), told in zip(contents.samples.items(), said, strict=True)
+    ]
     types = {"url": pa.string(), "caption": pa.string(), **FETCHED_COLUMNS}
-    schema = pa.schema(list(types.items()))
-    return pa.Table.from_pylist(rows, schema=schema), contents.damage
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
+    for name in dict.fromkeys(name for told in said for name in told if name not in types):
+        kind = json_type(said, name)
+        if any(told.get(name) is not None for told in said):
+            values = json_array([told.get(name) for told in said], kind)
+            table = table.append_column(name, values)
+    return with_our_names(table) or table, contents.damage
 
 
 def tar_counts(table: pa.Table) -> Counts:
@@ -61,8 +97,9 @@ def tar_counts(table: pa.Table) -> Counts:
     return Counts.of(table.num_rows - sum(reasons.values()), reasons)
 
 
-def _row(file: BinaryIO, key: str, members: dict[str, Member]) -> dict[str, Any]:
-    said = _json(file, members)
+def _row(
+    file: BinaryIO, key: str, members: dict[str, Member], said: dict[str, Any]
+) -> dict[str, Any]:
     picture = image_member(members)
     caption = said.get("caption")
     if "txt" in members:
