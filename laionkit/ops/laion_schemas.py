@@ -244,7 +244,8 @@ def _type_fits(ours: str, name: str, schema: pa.Schema) -> bool:
     if ours in ("hash", "width_published", "height_published"):
         return bool(_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
     if PUBLISHED_COLUMNS[ours] == pa.string():
-        return bool(_is_text(kind) or ours == "uid" or pa.types.is_null(kind))
+        unlabelled = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return bool(_is_text(kind) or unlabelled or ours == "uid" or pa.types.is_null(kind))
     return not (pa.types.is_nested(kind) or pa.types.is_binary(kind))
 
 
@@ -267,7 +268,8 @@ def _by_content(head: pa.Table, columns: dict[str, str]) -> None:
 
 
 def _share(column: pa.ChunkedArray, pattern: str) -> float:
-    matches = pc.sum(pc.match_substring_regex(column, pattern)).as_py() or 0
+    texts = column.cast(pa.string())
+    matches = pc.sum(pc.match_substring_regex(texts, pattern)).as_py() or 0
     return float(matches) / max(1, len(column))
 
 
@@ -303,4 +305,9 @@ def _notes(known: LaionSet, columns: Mapping[str, str], where: str, names: list[
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    )

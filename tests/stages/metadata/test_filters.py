@@ -231,6 +231,15 @@ def test_a_shuffle_is_a_seeded_permutation_that_spreads_hosts(tmp_path):
         assert max(hosts.values()) <= 13  # 10 each, were the spread perfect
 
 
+def test_a_shuffle_goes_past_rows_of_which_none_is_kept(tmp_path):
+    path = source(tmp_path, [link(0)] * 3)
+    first = make(path, tmp_path / "d", shuffle=True, dedup="url")
+    assert (first.counts.ok, first.counts.reasons) == (1, {"duplicate": 2})
+    again = source(tmp_path / "again", [link(0)])
+    make(again, tmp_path / "d", shuffle=True, dedup="url", append=True)
+    assert urls(tmp_path / "d") == [link(0)["url"]]
+
+
 def test_a_sample_is_the_same_links_whatever_their_order(tmp_path):
     rows = [link(i) for i in range(400)]
     make(source(tmp_path, rows), tmp_path / "a", sample=0.3)
