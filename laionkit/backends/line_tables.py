@@ -30,7 +30,10 @@ class LinesTable:
         self.file, self.name = file, file.name
         self.total: int | None = None
         self._is_json = file.format == "jsonl"
-        first = next(self._parsed(), ([], [], []))[0][:HEAD_ROWS]
+        first = next((rows for rows, _, bad in self._parsed() if rows or bad), None)
+        if first is None:
+            raise InputError(f"{self.name} is empty")
+        first = first[:HEAD_ROWS]
         if self._is_json:
             names = list(dict.fromkeys(name for row in first for name in row))
             self.schema = pa.schema([(name, json_type(first, name)) for name in names])

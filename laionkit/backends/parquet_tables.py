@@ -50,7 +50,10 @@ class ParquetTable:
                 parquet = pq.ParquetFile(
                     raw, metadata=self._footer, pre_buffer=False, buffer_size=LOOK_BYTES
                 )
-                first = next(parquet.iter_batches(HEAD_ROWS, use_threads=False), None)
+                try:
+                    first = next(parquet.iter_batches(HEAD_ROWS, use_threads=False), None)
+                except (pa.ArrowException, OSError) as error:
+                    raise unreadable(self.file, error) from error
             rows = [] if first is None else [first]
             self._head = pa.Table.from_batches(rows, self.schema)
         return self._head

@@ -127,10 +127,13 @@ def columns(found: Sequence[ColumnInfo]) -> None:
 
 def inspection(found: Inspection) -> None:
     """Print what each source is seen as, a row a column with a histogram."""
-    titles = ("column", "in the source", "type", "nulls", "min", "max", "spread")
+    titles = ("column", "in source", "type", "nulls", "spread", "min", "max")
     for look in found.sources:
         rows = "rows unknown" if look.rows is None else f"{look.rows:,} rows"
         console.print(f"[bold]{look.source}[/bold]  {look.set_name}, {rows}")
+        whole = any(column.whole for column in look.columns)
+        what = "spreads are" if whole else "nulls, ranges and spreads are"
+        console.print(f"  {what} of the first {look.looked_at:,} rows", markup=False)
         for note in look.notes:
             console.print(f"  {note}", markup=False)
         table(
@@ -141,16 +144,16 @@ def inspection(found: Inspection) -> None:
                     c.source_name,
                     c.type,
                     c.nulls,
+                    _bars(c.histogram),
                     _cut(c.least),
                     _cut(c.greatest),
-                    _bars(c.histogram),
                 )
                 for c in look.columns
             ],
         )
 
 
-def _cut(value: Any, most: int = 14) -> Any:
+def _cut(value: Any, most: int = 10) -> Any:
     """A long text's beginning."""
     return value[: most - 1] + "…" if isinstance(value, str) and len(value) > most else value
 

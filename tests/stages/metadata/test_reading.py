@@ -199,6 +199,8 @@ def test_several_sources_are_read_in_order_into_the_union_of_their_columns(tmp_p
         ("x.bin", b"1234", "its format is unknown"),
         ("x.csv.gz", b"no gzip", "x.csv.gz is not readable as csv"),
         ("x.jsonl", b"nothing\n", "no column of links"),
+        ("x.jsonl", b"", "x.jsonl is empty"),
+        ("x.txt", b"\n \n", "x.txt is empty"),
     ],
 )
 def test_a_bad_source_is_one_line_that_names_it(tmp_path, name, content, message):
@@ -207,6 +209,16 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path, name, content, message
         make(tmp_path / name, tmp_path / "d")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+def test_a_parquet_file_with_a_broken_page_is_one_line_that_names_it(tmp_path):
+    data = bytearray(write(tmp_path, "parquet").read_bytes())
+    data[40:200] = b"\xff" * 160
+    (tmp_path / "broken.parquet").write_bytes(data)
+    for look in (lambda: inspect([str(tmp_path / "broken.parquet")]),
+                 lambda: make(tmp_path / "broken.parquet", tmp_path / "d")):  # fmt: skip
+        with pytest.raises(InputError, match=r"broken\.parquet is not readable as parquet"):
+            look()
 
 
 def test_what_is_not_there_is_one_line(tmp_path):
