@@ -4,6 +4,8 @@ Decided by names, types and content, never assumed. The sets and their traps are
 LAION (https://laion.ai/blog/laion-5b/, laion-400-open-dataset, laion-aesthetics, relaion-5b) and
 DataComp (https://github.com/mlfoundations/datacomp). WIDTH and HEIGHT are swapped in LAION-400M
 and in the raw laion2B-en, laion2B-multi and laion1B-nolang files; the joined sets are right.
+DataComp's sha256 is that of the picture its makers saw, not of what a fetch finds: it becomes
+src_sha256, which is where fetch looks for the hash to expect.
 """
 
 from collections.abc import Mapping
