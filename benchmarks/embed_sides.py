@@ -76,18 +76,22 @@ pixels = torch.randn(int(batch), 3, height, width).to(device, types[precision])
 tokens = torch.randint(1, 1000, (int(batch), model.context_length)).to(device)
 wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 def rate(work):
-    rates, until = [], time.perf_counter() + float(seconds)
+    work()
+    rates, until, before = [], time.perf_counter() + float(seconds), time.process_time()
     while len(rates) < 4 or time.perf_counter() < until:
         started = time.perf_counter()
         for _ in range(8 if device == "cuda" else 1):
             work()
         wait()
         rates.append((8 if device == "cuda" else 1) * int(batch) / (time.perf_counter() - started))
-    return round(sorted(rates[1:])[(len(rates) - 1) // 2], 2)
+    done = len(rates) * (8 if device == "cuda" else 1) * int(batch)
+    cpu_ms = 1000 * (time.process_time() - before) / done
+    return round(sorted(rates)[len(rates) // 2], 2), round(cpu_ms, 1)
 with torch.inference_mode():
-    images = rate(lambda: model.encode_image(pixels))
-    texts = rate(lambda: model.encode_text(tokens))
-print(json.dumps({"images_per_s": images, "whole_captions_per_s": texts}))
+    images, image_ms = rate(lambda: model.encode_image(pixels))
+    texts, text_ms = rate(lambda: model.encode_text(tokens))
+print(json.dumps({"images_per_s": images, "cpu_ms_per_image": image_ms,
+                  "whole_captions_per_s": texts, "cpu_ms_per_whole_caption": text_ms}))
 """
 DECODE = """
 import json, sys, time
