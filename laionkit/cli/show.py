@@ -97,7 +97,7 @@ def stages(found: Sequence[StageStatus]) -> None:
             row.counts.seen - row.counts.ok,
             round(row.bytes / 1e6, 1),
             round(row.seconds, 1),
-            row.last[:16].replace("T", " "),
+            row.last[5:16].replace("T", " "),
         )
         for row in found
     ]
@@ -175,7 +175,13 @@ def what_if(extra: Mapping[str, Any]) -> None:
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print rows under titles; numbers to the right, None as an empty cell."""
     shown = [[_cell(value) for value in row] for row in rows]
-    grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    grid = Table(
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for position, name in enumerate(titles):
         numeric = bool(shown) and all(_is_number(row[position]) for row in shown)
         widest = max((len(row[position]) for row in shown), default=0)
@@ -184,6 +190,8 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str
             grid.add_column(name, justify="right", min_width=width, overflow="fold")
         elif name == "url":  # cut rather than folded over many lines; --json has it whole
             grid.add_column(name, no_wrap=True, min_width=8, overflow="ellipsis", ratio=1)
+        elif name == "last":  # half a time tells nothing
+            grid.add_column(name, no_wrap=True, min_width=widest)
         else:
             grid.add_column(name, min_width=min(widest, 20), overflow="fold")
     for row in shown:
