@@ -276,24 +276,24 @@ def test_a_folder_on_s3_is_adopted_where_it_lies(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
         store = s3fs.S3FileSystem()
-        store.mkdir("bucket")
+        store.mkdir("adopted")
         for name in ("run", "emb", "web"):
-            store.put(str(tmp_path / name), f"bucket/{name}", recursive=True)
-        before = {path: store.info(path)["ETag"] for path in store.find("bucket")}
-        home = Folder("s3://bucket/d")
+            store.put(str(tmp_path / name), f"adopted/{name}", recursive=True)
+        before = {path: store.info(path)["ETag"] for path in store.find("adopted")}
+        home = Folder("s3://adopted/d")
         for name in ("run", "web"):
-            reports = [adopt(f"s3://bucket/{name}", home.url) for _ in range(2)]
+            reports = [adopt(f"s3://adopted/{name}", home.url) for _ in range(2)]
             assert [report.skipped for report in reports] == [0, 1]
-        adopt("s3://bucket/emb", home.url, AdoptConfig(model=OPENAI_B32))
+        adopt("s3://adopted/emb", home.url, AdoptConfig(model=OPENAI_B32))
         refs = {ref.name: ref for ref in list_shards(home)}
-        assert refs["run-00000"].tar == "s3://bucket/run/00000.tar"
+        assert refs["run-00000"].tar == "s3://adopted/run/00000.tar"
         with home.open(refs["web-00000"].tar) as file:
             assert file.read() == (tmp_path / "web/00000.tar").read_bytes()
         assert "aesthetic_v2_published" in home.read_table(refs["run-00000"].table).column_names
         (model,) = embedded_models(home)
         assert [ref.rows for ref in list_embeddings(home, model)] == [2]
         with pytest.raises(ConfigError, match="different stores"):
-            adopt("s3://bucket/run", str(tmp_path / "d"))
+            adopt("s3://adopted/run", str(tmp_path / "d"))
         assert {path: store.info(path)["ETag"] for path in before} == before
     finally:
         s3fs.S3FileSystem.clear_instance_cache()

@@ -29,7 +29,7 @@ def store(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
     files = s3fs.S3FileSystem()
-    files.mkdir("bucket")
+    files.mkdir("fetched")
     yield files
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
@@ -37,7 +37,7 @@ def store(monkeypatch):
 
 def stored_bytes(store) -> dict[str, bytes]:
     store.invalidate_cache()
-    names = {path: path.rpartition("/")[2] for path in store.ls("bucket/data/shards")}
+    names = {path: path.rpartition("/")[2] for path in store.ls("fetched/data/shards")}
     return {n: store.cat(p) for p, n in names.items() if not n.endswith("_stats.json")}
 
 
@@ -52,14 +52,14 @@ def test_a_dataset_on_an_object_store_is_fetched_resumed_retried_and_told_of(
         fetch(disk, config, runner=Runner(workers=1))
         urls[4] = f"{server.url}/first/503/1/disk"
         server.requests["/first/503/1/disk"] = 0
-        far = "s3://bucket/data"
+        far = "s3://fetched/data"
         metadata([str(Path(tmp_path, "in.parquet"))], far, MetadataConfig(shard_size=10))
         report = fetch(far, config, runner=Runner(workers=1))
         assert (report.counts.ok, report.counts.reasons) == (29, {"http_server_error": 1})
         assert stored_bytes(store) == data_bytes(disk)
 
-        store.rm("bucket/data/.laionkit/fetch/00001.json")  # killed before its record was written
-        store.pipe("bucket/data/shards/00001.tar", b"half of one")
+        store.rm("fetched/data/.laionkit/fetch/00001.json")  # killed before its record was written
+        store.pipe("fetched/data/shards/00001.tar", b"half of one")
         server.requests.clear()
         again = laionkit(
             *("fetch", far, "-q", "--json", "--workers", 1, "--allow-private"),
