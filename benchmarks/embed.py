@@ -8,7 +8,8 @@ Everything is drawn here: photograph-like JPEGs of 256 px, captions of 3 to 30 w
 random weights of the real architecture in one file that both sides load. Rates are marginal:
 (images of the large set − of the small one) over the difference of seconds, so that imports and
 loading do not count; medians over rounds in which the sides alternate. Each run is stored with
-its commit and the machine's load, and the summary is made of all runs in the file anew.
+its commit and the machine's load, and the summary is made of all runs in the file anew. Its
+``roofline_…`` are end-to-end rates over the bare model's forward rate.
 
 Cases: ``auto fp32`` laionkit end to end, ``clip-retrieval`` the peer on the same tars (in an
 environment of its own, ``--peer``, made on first use), ``wall-SIDE`` the whole command on 1,000
@@ -147,10 +148,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     for case in ("auto", "fp32", "bf16"):
         ours, bare, theirs = (found.get(c) for c in (case, f"bare-{case}", PEER))
         if ours and bare:
-            ours["of_bare_image_tower"] = round(ours["images_per_s"] / bare["images_per_s"], 3)
-            ours["of_bare_image_tower_by_cpu"] = round(
-                bare["cpu_ms_per_image"] / ours["cpu_ms_per_image"], 3
-            )
+            ours |= roofline(ours, bare)
         if ours and theirs:
             ours["times_peer_by_wall"] = round(ours["images_per_s"] / theirs["images_per_s"], 2)
             ours["times_peer_by_cpu"] = round(
@@ -159,23 +157,47 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def roofline(ours: dict[str, Any], bare: dict[str, Any]) -> dict[str, float]:
+    """What share of the bare model's forward rate is reached end to end, captions included.
+
+    Beside the image tower alone, and beside both towers (captions at their whole context).
+    """
+    both_s = 1 / bare["images_per_s"] + 1 / bare["whole_captions_per_s"]
+    both_ms = bare["cpu_ms_per_image"] + bare["cpu_ms_per_whole_caption"]
+    shares = {
+        "roofline_image_tower": ours["embedded_per_s"] / bare["images_per_s"],
+        "roofline_both_towers": ours["embedded_per_s"] * both_s,
+        "roofline_image_tower_by_cpu": bare["cpu_ms_per_image"] / ours["cpu_ms_per_image"],
+        "roofline_both_towers_by_cpu": both_ms / ours["cpu_ms_per_image"],
+    }
+    return {name: round(share, 3) for name, share in shares.items()}
+
+
 def marginal(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Images a second and CPU time an image beyond start-up, medians of runs."""
-    images = median(runs, "large", "images") - median(runs, "small", "images")
-    wall, cpu = (median(runs, "large", k) - median(runs, "small", k) for k in ("wall_s", "cpu_s"))
-    said = {k: v for k, v in runs[-1]["said"].items() if k != "ok"}
-    return {
-        "images_per_s": round(images / wall, 2),
-        "cpu_ms_per_image": round(1000 * cpu / images, 1),
+    """Images a second and CPU time an image beyond start-up, medians of runs.
+
+    `images_per_s` is of the whole command, `embedded_per_s` of embed alone, without adopting.
+    """
+
+    def beyond(what: str) -> float:
+        return median(runs, "large", what) - median(runs, "small", what)
+
+    images, said = beyond("images"), runs[-1]["said"]
+    found = {
+        "images_per_s": round(images / beyond("wall_s"), 2),
+        "cpu_ms_per_image": round(1000 * beyond("cpu_s") / images, 1),
         "peak_mb": median(runs, "large", "peak_mb"),
         "rounds": sum(run["size"] == "large" for run in runs),
-        **said,
     }
+    if "embed_s" in said:
+        found["embedded_per_s"] = round(images / beyond("embed_s"), 2)
+        found["adopt_ms_per_image"] = round(1000 * beyond("adopt_s") / images, 2)
+    return found | {k: v for k, v in said.items() if k not in ("ok", "adopt_s", "embed_s")}
 
 
 def median(runs: list[dict[str, Any]], size: str, what: str) -> float:
-    """The median of a number over runs of one size."""
-    return statistics.median(run[what] for run in runs if run["size"] == size)
+    """The median of a number over runs of one size, whether measured or said."""
+    return statistics.median({**run["said"], **run}[what] for run in runs if run["size"] == size)
 
 
 def commit() -> str:

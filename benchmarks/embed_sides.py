@@ -39,6 +39,7 @@ PEER_WITH = [
     "prometheus-client", "sentence-transformers", "wandb", "webdataset",
 ]  # fmt: skip
 SHARED = ["torch", "torchvision", "numpy", "open_clip_torch"]
+DISTINCT = 2000
 WORDS = ["a", "the", "of", "on", "in", "red", "old", "small", "photo", "picture", "house", "dog"]
 
 OURS = """
@@ -51,13 +52,14 @@ from laionkit.core.runner import Runner
 from laionkit.stages.adopt import adopt
 from laionkit.stages.embed import EmbedConfig, embed
 tars, dataset, settings, device = sys.argv[1:]
-adopt(tars, dataset)
+adopted = adopt(tars, dataset)
 report = embed(dataset, EmbedConfig(**json.loads(settings)), runner=Runner(device=device))
 (model,) = embedded_models(Folder(dataset))
 made = StageRecords(Folder(dataset), embed_stage(model)).made().config
 about = {name: made[name] for name in ("precision", "batch_size")}
 if torch.cuda.is_available():
     about["gpu_memory_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+about |= {"adopt_s": adopted.seconds, "embed_s": report.seconds}
 print(json.dumps({"ok": report.counts.ok, **about}))
 """
 # open_clip's own modules as it builds them, nothing of ours: on the device, in the precision.
@@ -226,10 +228,14 @@ def save_weights(architecture: str, path: Path) -> Path:
 
 
 def draw(folder: Path, images: int, shard: int) -> Path:
-    """Webdataset tars of drawn pictures with captions, made once."""
+    """Webdataset tars of drawn pictures with captions, made once.
+
+    After DISTINCT pictures the same ones come again under new keys: as much work to read.
+    """
     folder = folder / f"{images}x{shard}"
     if not folder.exists():
         rng = np.random.default_rng(0)
+        pictures: list[bytes] = []
         home = Folder(folder.with_suffix(".part"))
         for number, first in enumerate(range(0, images, shard)):
             with home.create(f"{number:05d}.tar") as file, ShardWriter(file) as writer:
@@ -237,7 +243,10 @@ def draw(folder: Path, images: int, shard: int) -> Path:
                     caption = " ".join(rng.choice(WORDS, rng.integers(3, 31)))
                     key = f"{number:05d}{i:04d}"
                     about = json.dumps({"key": key, "caption": caption}).encode()
-                    writer.add(key, {"jpg": picture(rng), "json": about, "txt": caption.encode()})
+                    if len(pictures) < DISTINCT:
+                        pictures.append(picture(rng))
+                    jpg = pictures[(first + i) % DISTINCT]
+                    writer.add(key, {"jpg": jpg, "json": about, "txt": caption.encode()})
         folder.with_suffix(".part").rename(folder)
     return folder
 

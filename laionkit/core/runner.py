@@ -315,7 +315,9 @@ class _Run:
         try:
             while self.waiting or crew:
                 while len(crew) < count and self.waiting and self._wanted(crew):
-                    child = _Child.start(context, open_worker, self.site(len(crew), count, _mute))
+                    # The number of one that died, not of one that lives: each has its own GPU.
+                    free = min(set(range(count)) - {child.number for child in crew.values()})
+                    child = _Child.start(context, open_worker, self.site(free, count, _mute))
                     crew[child.pipe] = child
                 for pipe in wait(list(crew)):
                     assert isinstance(pipe, Connection)
@@ -365,6 +367,7 @@ class _Run:
 class _Child:
     """A worker process and the parent's end of its pipe."""
 
+    number: int
     process: BaseProcess
     pipe: Connection
     in_flight: set[str] = field(default_factory=set)
@@ -376,7 +379,7 @@ class _Child:
         process = context.Process(target=_child_main, args=(theirs, open_worker, site), daemon=True)
         process.start()
         theirs.close()
-        return cls(process, ours)
+        return cls(site.worker, process, ours)
 
     def join(self) -> None:
         self.pipe.close()

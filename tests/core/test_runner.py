@@ -91,6 +91,35 @@ def test_a_worker_that_is_killed_costs_no_shard(tmp_path):
     assert report.counts.ok == 54
 
 
+class NumberedWorker(CopyWorker):
+    """Number 0 dies at first; number 1 waits until there is a number 0 again."""
+
+    def __init__(self, url: str, site: Site) -> None:
+        super().__init__(url, CopyConfig(), {}, site)
+        if site.worker == 0:
+            if not self.folder.exists("died"):
+                self.folder.write_bytes("died", b"")
+                os.kill(os.getpid(), signal.SIGKILL)
+            with open(self.folder.at("pipe"), "w"):  # noqa: PTH123 - opened to be met, not read
+                pass
+
+    def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
+        if self.site.worker == 1:
+            with open(self.folder.at("pipe")):  # noqa: PTH123
+                pass
+        yield from super().process(shards)
+
+
+def test_a_worker_that_died_is_replaced_under_its_own_number(tmp_path):
+    """Numbers choose GPUs: another's number would leave one idle and crowd another."""
+    os.mkfifo(tmp_path / "pipe")
+    runner = Runner(workers=2)
+    records = StageRecords(Folder(tmp_path), "copy")
+    config = runner.begin(records, CopyConfig())
+    opener = functools.partial(NumberedWorker, str(tmp_path))
+    assert runner.run(records, config, TASKS, opener).counts.seen == 60
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_the_user_stops_the_run_with_its_own_line(tmp_path, workers):
     with pytest.raises(InputError, match="the model file is not there"):

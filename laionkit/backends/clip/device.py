@@ -1,5 +1,7 @@
 """Where a model runs and in which precision."""
 
+import math
+import time
 from enum import StrEnum
 from pathlib import Path
 
@@ -47,17 +49,29 @@ def device_count(device: torch.device) -> int:
     return 1
 
 
-def utilization(device: torch.device) -> float | None:
-    """The share of the last moments that a GPU computed, 0 to 1; None where nobody can tell.
+class Utilization:
+    """The share of the last moments that a GPU computed, asked for once a second at most.
 
-    torch asks NVIDIA's driver through the package nvidia-ml-py (``pip install laionkit[gpu]``).
+    torch asks NVIDIA's driver through the package nvidia-ml-py (``pip install laionkit[gpu]``);
+    part of a card (MIG) has no such number.
     """
-    if device.type != "cuda":
-        return None
-    try:
-        return torch.cuda.utilization(device) / 100
-    except (ImportError, RuntimeError, OSError):
-        return None
+
+    def __init__(self, device: torch.device) -> None:
+        """Watch a device; of one that is no CUDA GPU nobody can tell."""
+        self._device, self._asked_at = device, -math.inf
+        self._tells = device.type == "cuda"
+        self._share: float | None = None
+
+    def share(self) -> float | None:
+        """0 to 1; None where nobody can tell."""
+        if self._tells and time.monotonic() - self._asked_at >= 1:
+            self._asked_at = time.monotonic()
+            try:
+                self._share = torch.cuda.utilization(self._device) / 100
+            # NVIDIA's package has errors of its own, which cannot be named where it is missing.
+            except Exception:  # noqa: BLE001 - a number for the eye must not stop a run
+                self._tells, self._share = False, None
+        return self._share
 
 
 def choose_precision(wanted: str, device: torch.device) -> Precision:

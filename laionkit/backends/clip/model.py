@@ -45,6 +45,7 @@ class ClipModel:
         self.tokenizer = loaded.tokenizer
         self._facts = loaded.facts()
         self._lanes: Lanes | None = None
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
         self._compiled = compiled
@@ -64,10 +65,15 @@ class ClipModel:
         return float(self.module.logit_scale.detach().exp())  # type: ignore[operator]
 
     @contextlib.contextmanager
-    def busy(self) -> Iterator["ClipModel"]:
-        """For a long run: on a CPU, weights are packed and the cores work apart until the end."""
+    def busy(self, batch: int = DEFAULT_BATCH) -> Iterator["ClipModel"]:
+        """For a long run, in batches of `batch` pictures at most.
+
+        On a CPU, weights are packed and the cores work apart until the end.
+        """
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # else pinned memory opens the first GPU, too
         if self._compiled:
-            self._compile()
+            self._compile(batch)
         elif self.device.type == "cpu" and (
             self.precision is Precision.FP32 or has_fast_bf16(self.device)
         ):
@@ -81,12 +87,17 @@ class ClipModel:
                 self._lanes.close()
                 self._lanes = None
 
-    def _compile(self) -> None:
-        """Compile the image tower by running it once. Raises ConfigError where torch cannot."""
+    def _compile(self, batch: int) -> None:
+        """Compile the image tower by running it. Raises ConfigError where torch cannot.
+
+        The second size makes torch compile for any size, which it would else do midway, where a
+        shard ends.
+        """
         self._encode_image = torch.compile(self._encode_image)
-        shape = (2, self.preprocess.height_px, self.preprocess.width_px, 3)
+        edges = self.preprocess.height_px, self.preprocess.width_px
         try:
-            self._forward_images(np.zeros(shape, np.uint8))
+            for size in (batch, batch // 2 + 1):
+                self._forward_images(np.zeros((size, *edges, 3), np.uint8))
         except (RuntimeError, OSError, ImportError) as error:
             why = " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -153,10 +164,19 @@ class ClipModel:
             try:
                 parts += work(chunk)
                 at += len(chunk)
+                continue
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(len(chunk), error)
+                if len(chunk) == 1:
+                    raise StageFailed(
+                        f"one sample of {self.name} in {self.precision} does not fit the memory of "
+                        f"{self.device}: use a smaller model or --device cpu"
+                    ) from error
+            # Only here is the error gone, which kept what the failed attempt had computed.
+            self.fits = len(chunk) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def _pieces(self, image_NHWC: NDArray[np.uint8]) -> Sequence[NDArray[np.uint8]]:
@@ -170,22 +190,10 @@ class ClipModel:
     ) -> Sequence[torch.Tensor]:
         return self._lanes.map(work, pieces) if self._lanes else [work(piece) for piece in pieces]
 
-    def _halve(self, size: int, error: RuntimeError) -> None:
-        if size == 1:
-            raise StageFailed(
-                f"one sample of {self.name} in {self.precision} does not fit the memory of "
-                f"{self.device}: use a smaller model or --device cpu"
-            ) from error
-        self.fits = size // 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     @torch.inference_mode()
     def _forward_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image_NHWC))
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()
-        pixels = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        pixels = self._to_device(torch.from_numpy(np.ascontiguousarray(image_NHWC)))
+        pixels = pixels.permute(0, 3, 1, 2).float()
         pixels = ((pixels - self._mean) / self._std).to(self.precision.dtype)
         return _unit(self._encode_image(pixels))
 
@@ -198,12 +206,22 @@ class ClipModel:
         """
         if reads_left_to_right(self.module):
             tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
-        if self.device.type == "cuda":
-            tokens_NT = tokens_NT.pin_memory()
-        tokens_NT = tokens_NT.to(self.device, non_blocking=True)
+        tokens_NT = self._to_device(tokens_NT)
         if isinstance(self.module, CLIP):
             return _unit(_encode_clip_text(self.module, tokens_NT))
         return _unit(self.module.encode_text(tokens_NT))  # type: ignore[operator]
+
+    def _to_device(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows on the device; to a GPU they are copied while it computes what came before."""
+        if self._copying is None:
+            return rows.to(self.device)
+        pinned = rows.pin_memory()
+        with torch.cuda.stream(self._copying):
+            there = pinned.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copying)
+        there.record_stream(computing)
+        return there
 
     def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
         if not parts:
@@ -220,7 +238,8 @@ def text_encoder(loaded: Loaded) -> ClipModel:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether torch ran out of the device's memory, or of the machine's."""
     words = str(error).lower()
-    return "out of memory" in words or "can't allocate memory" in words
+    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return any(sign in words for sign in signs)
 
 
 def used_lengths(tokens_NT: torch.Tensor) -> torch.Tensor:

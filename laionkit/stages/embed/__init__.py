@@ -84,20 +84,19 @@ def embed(
     from laionkit.backends.heads.watermark import WatermarkHead, is_watermark
 
     box = ModelBox(config.model, config.backbone_id)
-    loaded = box.loaded()
+    facts = box.loaded().facts()
     looking = [name for name in config.heads if is_watermark(name)]
     names = [*([CLIP_SIMILARITY] if config.text else []), *config.heads]
     names = [name for name in names if name not in looking]
     scorers = open_scorers(
         names,
-        loaded.backbone,
+        facts["backbone"],
         has_text=config.text,
-        encoder=lambda: text_encoder(loaded),
+        encoder=lambda: text_encoder(box.loaded()),
         labels=read_labels(config.labels),
     )
     model = config.as_name or model_folder_name(config.model)
     records = StageRecords(folder, embed_stage(model))
-    facts = loaded.facts()
     config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
     lookers = [WatermarkHead(name) for name in looking[:1]]
     heads = {scorer.column: scorer.facts() for scorer in scorers}
@@ -106,7 +105,10 @@ def embed(
         begin_column(runner, folder, column, model, head_facts, facts)
     tasks = [Task(ref.name, {"shards": ref.content}, ref.samples) for ref in refs.values()]
     opener = functools.partial(_open_worker, folder.url, refs, model, config, scorers, lookers, box)
-    report = runner.run(records, config, tasks, opener, workers=_workers(runner))
+    workers = _workers(runner)
+    if workers > 1:
+        box.empty()
+    report = runner.run(records, config, tasks, opener, workers=workers)
     _note_unscored(runner, folder, records, heads)
     return report.model_copy(update={"outputs": (f"{EMBEDDINGS}/{model}",)})
 
@@ -131,7 +133,7 @@ def _open_worker(
     precision = Precision(config.precision)
     model = ClipModel(box.loaded(), device, precision, compiled=config.compile)
     assert isinstance(config.batch_size, int)
-    decoders = config.decoders if isinstance(config.decoders, int) else auto_decoders()
+    decoders = config.decoders if isinstance(config.decoders, int) else auto_decoders(site.workers)
     return EmbedWorker(
         Folder(url),
         dict(refs),
@@ -183,14 +185,26 @@ class ModelBox:
             self._loaded = load(self._model, self._backbone_id)
         return self._loaded
 
+    def empty(self) -> None:
+        """Let go of the model: where every GPU has a process of its own, it is only in the way."""
+        import torch
+
+        self._loaded = None
+        torch.cuda.empty_cache()
+
     def __getstate__(self) -> dict[str, object]:
         """Leave the weights behind."""
         return {**self.__dict__, "_loaded": None}
 
 
-def auto_decoders() -> int:
-    """All cores but one, and at most 32: beyond that a disk is the limit."""
-    return max(1, min(32, (os.cpu_count() or 2) - 1))
+def auto_decoders(processes: int = 1) -> int:
+    """Decoders of each of `processes`: its cores but one, and at most 32, where disks set the pace.
+
+    Cores are those that this process may use.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 2
+    return max(1, min(32, cores // processes - 1))
 
 
 def _note_unscored(

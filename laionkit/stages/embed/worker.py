@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from laionkit.backends.clip.device import utilization
+from laionkit.backends.clip.device import Utilization
 from laionkit.backends.clip.model import ClipModel
 from laionkit.backends.heads.head import Rows
 from laionkit.backends.heads.scorers import Scorer
@@ -58,7 +58,7 @@ class _Shard:
     kept: list[int] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
     lost: list[Dropped] = field(default_factory=list)
-    looked: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
+    looked: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class EmbedWorker:
         self.lookers = lookers
         self.report = site.report
         self.waited_s = 0.0
+        self.gpu = Utilization(model.device)
         self.local = LocalCopies()
         frames = [model.preprocess, *(head.preprocess for head in lookers)]
         self.pool = DecodePool(frames, batch, decoders, SLOTS)
@@ -105,7 +106,7 @@ class EmbedWorker:
     def __enter__(self) -> "EmbedWorker":
         self._exit.callback(self.local.close)
         self._exit.enter_context(self.pool)
-        self._exit.enter_context(self.model.busy())
+        self._exit.enter_context(self.model.busy(self.batch))
         self._opener = self._exit.enter_context(ThreadPoolExecutor(1, "open"))
         self._finisher = self._exit.enter_context(ThreadPoolExecutor(1, "finish"))
         return self
@@ -194,9 +195,8 @@ class EmbedWorker:
         work.shard.kept += [work.rows[i] for i in good]
         self.pool.release(work.batch)
         reasons = output.reasons_of([Dropped("", *why) for why in lost if why is not None])
-        gpu = utilization(self.model.device)
         counts = Counts.of(len(good), reasons)
-        self.report(SamplesDone(f"embed/{self.folder}", counts, gpu=gpu))
+        self.report(SamplesDone(f"embed/{self.folder}", counts, gpu=self.gpu.share()))
 
     def _say_what_bounds(self, seconds: float) -> None:
         """Tell the user of a long run whether pictures or the model set its pace."""
@@ -250,8 +250,8 @@ class EmbedWorker:
         keys = [shard.source.keys[i] for i in shard.kept]
         columns = {scorer.column: scorer.score(rows) for scorer in self.scorers}
         for head in self.lookers:
-            looked = shard.looked.get(head.column, [])
-            columns[head.column] = np.concatenate([np.empty(0, np.float32), *looked])
+            looked = shard.looked.get(head.column) or [torch.empty(0)]
+            columns[head.column] = torch.cat(looked).cpu().numpy()
         also = {}
         for column, values in columns.items():
             written = write_scores(self.dataset, column, shard.source.name, keys, values)

@@ -6,7 +6,8 @@ import torch
 
 from laionkit.backends.clip import load_model
 from laionkit.backends.clip.batch import GPU_BATCH, choose_batch
-from laionkit.backends.clip.device import utilization
+from laionkit.backends.clip.device import Utilization
+from laionkit.backends.heads.watermark import WatermarkHead, _build
 from laionkit.core.runner import Runner
 from laionkit.stages.embed import EmbedConfig, embed
 from tests.stages.shards import shard_of, write_shards
@@ -30,6 +31,39 @@ def test_a_gpu_gives_what_the_cpu_gives(precision, least, small_clip, pictures):
         rows = getattr(gpu, name)(given)
         assert (rows * getattr(cpu, name)(given)).sum(axis=1).min() > least
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_many_batches_in_a_row_do_not_overwrite_each_other(small_clip):
+    """Copies run beside the computation: each batch must see its own pixels."""
+    pictures = np.random.default_rng(1).integers(0, 256, (600, 64, 64, 3), dtype=np.uint8)
+    spec = f"local-dir:{small_clip}"
+    expected = load_model(spec, device="cpu", precision="fp32").encode_images(pictures)
+    rows = load_model(spec, device="cuda", precision="fp32").encode_images(pictures, batch=7)
+    assert (rows * expected).sum(axis=1).min() > 0.9999
+
+
+def test_a_full_memory_halves_the_batch_and_loses_nothing(small_clip, pictures):
+    model = load_model(f"local-dir:{small_clip}", device="cuda", precision="fp32")
+    expected = model.encode_images(pictures)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(3e8 / total)
+    try:
+        rows = model.embed_images(np.tile(pictures, (900, 1, 1, 1))).cpu().numpy()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert model.fits < 8100
+    assert (rows.reshape(900, 9, -1) * expected).sum(axis=2).min() > 0.9999
+
+
+def test_the_watermark_model_gives_what_it_gives_on_the_cpu(tmp_path):
+    torch.manual_seed(0)
+    torch.save(_build().state_dict(), tmp_path / "w.pt")
+    pictures = np.random.default_rng(2).integers(0, 256, (40, 256, 256, 3), dtype=np.uint8)
+    head = WatermarkHead(f"watermark={tmp_path}/w.pt")
+    expected = head.score(pictures).numpy()
+    values = head.to(torch.device("cuda")).score(pictures).cpu().numpy()
+    np.testing.assert_allclose(values, expected, atol=1e-2)
 
 
 def test_two_runs_on_one_gpu_give_the_same_bytes(small_clip, tmp_path):
@@ -56,5 +90,5 @@ def test_a_batch_is_found_and_l14_in_bf16_stays_below_8_gb(tmp_path):
 
 
 def test_utilization_is_a_share_or_unknown():
-    share = utilization(torch.device("cuda"))
+    share = Utilization(torch.device("cuda")).share()
     assert share is None or 0 <= share <= 1
