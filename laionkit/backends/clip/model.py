@@ -45,7 +45,9 @@ class ClipModel:
         self.tokenizer = loaded.tokenizer
         self._facts = loaded.facts()
         self._lanes: Lanes | None = None
-        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
         self._compiled = compiled

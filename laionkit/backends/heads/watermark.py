@@ -88,7 +88,8 @@ class WatermarkHead:
     def score(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
         """Probability of a watermark for each preprocessed picture, fp32 on the device."""
         whole = torch.from_numpy(np.ascontiguousarray(image_NHWC))
-        return torch.cat([self._forward(part.to(self._device)) for part in whole.split(AT_ONCE)])
+        parts = (whole[i : i + AT_ONCE] for i in range(0, len(whole), AT_ONCE))
+        return torch.cat([self._forward(part.to(self._device)) for part in parts])
 
     def _forward(self, image_NHWC: torch.Tensor) -> torch.Tensor:
         pixels = (image_NHWC.permute(0, 3, 1, 2).float() - self._mean) / self._std
