@@ -5,9 +5,14 @@ separates. Here each vector is also a guest in every cluster whose border with i
 near enough to: for a pair at distance δ on two sides of a bisecting plane, one of the two lies
 within δ/2 of it, so one of the two clusters holds both, and no pair is missed.
 
-Shapes: N vectors, D dimensions, K clusters.
+All of that is done on sketches of P dimensions: a vector's parts along the P - 1 directions in
+which the vectors reach furthest, and the length of what is left of it. Two sketches' cosine is
+never below their vectors' (Cauchy-Schwarz), so none is missed, and few pairs need all D.
+
+Shapes: N vectors, D dimensions, K clusters, P dimensions of a sketch.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 
 import faiss
@@ -23,14 +28,15 @@ ReadRows = Callable[[Int64], Float32]
 ONE_CLUSTER = 20_000
 POINTS_PER_CENTROID = 64
 _ROWS = 8_192
-_COLUMNS = 1_024
+# Sketches compared at a time: their cosines stay in the processor's cache.
+_MINE, _THEIRS = 1_024, 2_048
 # Rows held as guests at a time, 4 bytes each.
 _GUESTS_HELD = 1 << 26
 _BASIS = 63
 _BASIS_ROWS = 8_192
 # Where more pairs than this are left after the first look, it was of no use; so for some blocks on.
-_MOST_MAYBE = 0.005
-_BLOCKS_SKIPPED = 15
+_MOST_MAYBE = 0.01
+_BLOCKS_SKIPPED = 63
 _ROUNDING = 1e-5
 
 
@@ -69,35 +75,56 @@ def nearest_of(x_ND: Float32, other_MD: Float32) -> tuple[Float32, Int64]:
 
 
 def near_pairs(read: ReadRows, rows: int, min_cosine: float, seed: int = 0) -> Iterator[Int64]:
-    """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], some of them twice."""
-    comparer = _Comparer(read, _basis(read, rows, seed), min_cosine)
-    if rows <= ONE_CLUSTER:
-        yield from comparer.pairs(np.arange(rows), np.empty(0, np.int64))
+    """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], some of them twice.
+
+    Holds 4 x 64 bytes a row in a temporary file, and all guests of as many clusters as fit memory.
+    """
+    if rows < 2:
         return
-    clusters = max(2, round(rows**0.5 / 2))
-    centroid_KD = train_clusters(read, rows, clusters, seed)
-    for own, guests in _members(read, rows, centroid_KD, min_cosine, seed):
-        yield from comparer.pairs(own, guests)
+    with tempfile.TemporaryFile(prefix="laionkit-") as file:
+        sketch_NP = _sketch(np.memmap(file, np.float32, "w+", shape=(rows, _BASIS + 1)), read, seed)
+        comparer = _Comparer(read, sketch_NP, min_cosine)
+        if rows <= ONE_CLUSTER:
+            yield from comparer.pairs(np.arange(rows), np.empty(0, np.int64))
+            return
+        clusters = max(2, round(rows**0.5 / 2))
+        centroid_KP = train_clusters(sketch_NP.__getitem__, rows, clusters, seed)
+        for own, guests in _members(sketch_NP, centroid_KP, min_cosine, seed):
+            yield from comparer.pairs(own, guests)
+
+
+def _sketch(sketch_NP: Float32, read: ReadRows, seed: int) -> Float32:
+    """Fill in the sketch of every row: what it is along a basis, and how long the rest of it is."""
+    basis_DB = _basis(read, len(sketch_NP), seed)
+    width = basis_DB.shape[1]
+    for block, x_ND in _blocks(read, len(sketch_NP)):
+        along_NB = x_ND @ basis_DB
+        left_N = np.einsum("nd,nd->n", x_ND, x_ND) - np.einsum("nb,nb->n", along_NB, along_NB)
+        sketch_NP[block, :width] = along_NB
+        sketch_NP[block, width] = np.sqrt(np.maximum(0, left_N))
+    return sketch_NP[:, : width + 1]
 
 
 def _members(
-    read: ReadRows, rows: int, centroid_KD: Float32, min_cosine: float, seed: int
+    sketch_NP: Float32, centroid_KP: Float32, min_cosine: float, seed: int
 ) -> Iterator[tuple[Int64, Int64]]:
     """For each cluster its own rows, and those of others within δ/2 of their border with it.
 
     So many clusters are gathered in one pass over the rows as memory holds the guests of.
     """
-    reach = (2 - 2 * min_cosine) ** 0.5 / 2 + 1e-3  # fp16 vectors are off by about 1e-3
-    apart_KK = np.sqrt(np.maximum(0, 2 - 2 * centroid_KD @ centroid_KD.T))
+    rows = len(sketch_NP)
+    # Two rows' distance for that cosine, halved; rounding of fp32 is far below what is added.
+    reach = (2 - 2 * min_cosine) ** 0.5 / 2 + 1e-3
+    apart_KK = np.sqrt(np.maximum(0, 2 - 2 * centroid_KP @ centroid_KP.T))
     some = np.random.default_rng(seed).choice(rows, min(rows, _ROWS), replace=False)
-    own_N, near_NK = _near_borders(read(np.sort(some)), centroid_KD, reach * apart_KK)
+    _, near_NK = _near_borders(sketch_NP[np.sort(some)], centroid_KP, reach * apart_KK)
     passes = 1 + int(near_NK.sum() / len(some) * rows / _GUESTS_HELD)
-    for group in np.array_split(np.arange(len(centroid_KD)), passes):
+    for group in np.array_split(np.arange(len(centroid_KP)), passes):
         low, high = group[0], group[-1] + 1
         own: list[list[Int32]] = [[] for _ in group]
         guests: list[list[Int32]] = [[] for _ in group]
-        for block, x_ND in _blocks(read, rows):
-            own_N, near_NK = _near_borders(x_ND, centroid_KD, reach * apart_KK)
+        for block, x_NP in _blocks(sketch_NP.__getitem__, rows):
+            own_N, near_NK = _near_borders(x_NP, centroid_KP, reach * apart_KK)
             mine = np.flatnonzero((own_N >= low) & (own_N < high))
             _share_out(own, own_N[mine] - low, mine + block.start)
             where_G, cluster_G = np.nonzero(near_NK[:, low:high])
@@ -132,67 +159,76 @@ def _joined(parts: list[Int32]) -> Int64:
 
 
 class _Comparer:
-    """Finds near pairs of rows. `basis_DP` spans P directions that hold most of the vectors.
+    """Finds near pairs of rows: by their sketches first, and what is left by all dimensions."""
 
-    Two unit vectors' cosine is at most that of their parts in the basis plus the product of the
-    lengths of what is left of them (Cauchy-Schwarz): so what is compared in P + 1 dimensions first
-    misses nothing, and few pairs need all D.
-    """
-
-    def __init__(self, read: ReadRows, basis_DP: Float32, min_cosine: float) -> None:
-        self._read, self._basis_DP, self._min = read, basis_DP, min_cosine
+    def __init__(self, read: ReadRows, sketch_NP: Float32, min_cosine: float) -> None:
+        self._read, self._sketch_NP, self._min = read, sketch_NP, min_cosine
         # Blocks to go in which the first look is not worth while: among own rows, with guests.
         self._skip = {True: 0, False: 0}
 
     def pairs(self, own: Int64, guests: Int64) -> Iterator[Int64]:
         """Near pairs of `own` rows with one another and with `guests`."""
-        for start in range(0, len(own), _COLUMNS):
-            mine = own[start : start + _COLUMNS]
-            mine_ND = self._read(mine)
-            for others in (own[start:], guests):
-                for begin in range(0, len(others), _ROWS):
-                    theirs = others[begin : begin + _ROWS]
-                    near_P2 = self._near(mine_ND, self._read(theirs), others is not guests)
-                    pair_P2 = np.stack([mine[near_P2[:, 0]], theirs[near_P2[:, 1]]], axis=1)
-                    yield pair_P2[pair_P2[:, 0] != pair_P2[:, 1]]
+        own_NP = self._sketch_NP[own]
+        for begin in range(0, len(own), _THEIRS):
+            theirs = slice(begin, begin + _THEIRS)
+            for start in range(0, min(begin + _THEIRS, len(own)), _MINE):
+                mine = slice(start, start + _MINE)
+                block = own[mine], own_NP[mine], own[theirs], own_NP[theirs]
+                yield self._near(*block, shift=begin - start)
+        for begin in range(0, len(guests), _THEIRS):
+            some = guests[begin : begin + _THEIRS]
+            their_MP = self._sketch_NP[some]
+            for start in range(0, len(own), _MINE):
+                mine = slice(start, start + _MINE)
+                yield self._near(own[mine], own_NP[mine], some, their_MP)
 
-    def _near(self, mine_ND: Float32, their_MD: Float32, among_own: bool) -> Int64:
-        """Places [P, 2] of near pairs of two blocks."""
-        if self._skip[among_own]:
-            self._skip[among_own] -= 1
-            return _above(mine_ND @ their_MD.T, self._min)
-        maybe_P2 = _above(self._few(mine_ND) @ self._few(their_MD).T, self._min - _ROUNDING)
-        if len(maybe_P2) > len(mine_ND) * (1 + len(their_MD) * _MOST_MAYBE):
-            self._skip[among_own] = _BLOCKS_SKIPPED
-            return _above(mine_ND @ their_MD.T, self._min)
+    def _near(
+        self,
+        mine: Int64,
+        mine_NP: Float32,
+        theirs: Int64,
+        their_MP: Float32,
+        shift: int | None = None,
+    ) -> Int64:
+        """Near pairs [P, 2] of two blocks of rows.
+
+        Of blocks of the same rows, `shift` apart, only pairs whose first comes before the second.
+        """
+        among_own, least = shift is not None, self._min - _ROUNDING
+        few = not self._skip[among_own]
+        if few:
+            at_P2 = _above(mine_NP @ their_MP.T, least)
+            few = len(at_P2) <= len(mine) * (1 + len(theirs) * _MOST_MAYBE)
+        if not few:
+            self._skip[among_own] = (self._skip[among_own] or _BLOCKS_SKIPPED) - 1
+            at_P2 = _above(self._read(mine) @ self._read(theirs).T, least)
+        if shift is not None:
+            at_P2 = at_P2[at_P2[:, 0] < at_P2[:, 1] + shift]
+        return self._sure(np.stack([mine[at_P2[:, 0]], theirs[at_P2[:, 1]]], axis=1))
+
+    def _sure(self, maybe_P2: Int64) -> Int64:
+        """Of pairs of rows those whose vectors' cosine is high enough."""
         parts = []
-        for some_P2 in np.array_split(maybe_P2, max(1, len(maybe_P2) // _ROWS)):
-            one_PD, other_PD = mine_ND[some_P2[:, 0]], their_MD[some_P2[:, 1]]
-            parts.append(some_P2[np.einsum("pd,pd->p", one_PD, other_PD) >= self._min])
+        for some_P2 in np.array_split(maybe_P2, 1 + len(maybe_P2) // _ROWS):
+            rows, at_Q = np.unique(some_P2, return_inverse=True)
+            x_ND, at_P2 = self._read(rows), at_Q.reshape(some_P2.shape)
+            cosine_P = np.einsum("pd,pd->p", x_ND[at_P2[:, 0]], x_ND[at_P2[:, 1]])
+            parts.append(some_P2[cosine_P >= self._min])
         return np.concatenate(parts)
-
-    def _few(self, x_ND: Float32) -> Float32:
-        """Rows in the basis, and the length of what is left of each: [N, P + 1]."""
-        x_NP = x_ND @ self._basis_DP
-        left_N = np.sqrt(np.maximum(0, 1 - np.einsum("np,np->n", x_NP, x_NP)))
-        return np.concatenate([x_NP, left_N[:, None]], axis=1)
 
 
 def _above(cosine_NM: Float32, least: float) -> Int64:
-    """Places [P, 2] of what is at least `least`; rows without any cost one look."""
-    some = np.flatnonzero(cosine_NM.max(axis=1) >= least)
-    near_P2 = np.argwhere(cosine_NM[some] >= least)
-    near_P2[:, 0] = some[near_P2[:, 0]]
-    return near_P2
+    """Places [P, 2] of what is at least `least`."""
+    return np.stack(np.divmod(np.flatnonzero(cosine_NM >= least), cosine_NM.shape[1]), axis=1)
 
 
 def _basis(read: ReadRows, rows: int, seed: int) -> Float32:
-    """The directions [D, P] in which a sample of the rows reaches furthest."""
+    """The directions [D, B] in which a sample of the rows reaches furthest."""
     chosen = np.random.default_rng(seed).choice(rows, min(rows, _BASIS_ROWS), replace=False)
     x_ND = read(np.sort(chosen))
     _, vector_DD = np.linalg.eigh(x_ND.T @ x_ND)
-    basis_DP: Float32 = np.ascontiguousarray(vector_DD[:, -_BASIS:])
-    return basis_DP
+    basis_DB: Float32 = np.ascontiguousarray(vector_DD[:, -_BASIS:])
+    return basis_DB
 
 
 def _blocks(read: ReadRows, rows: int) -> Iterator[tuple[slice, Float32]]:

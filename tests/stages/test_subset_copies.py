@@ -95,7 +95,7 @@ def test_single_files_hold_what_shards_hold(dataset):
 
 
 def test_many_single_files_are_refused(dataset, monkeypatch):
-    monkeypatch.setattr("laionkit.stages.subset.MAX_FILES", 10)
+    monkeypatch.setattr("laionkit.stages.subset.choosing.MAX_FILES", 10)
     with pytest.raises(ConfigError, match=r"up to 10 pictures and 25 are left: use --as shards"):
         run(dataset, "files", as_="files")
     assert not (dataset.path / "subsets/files").exists()

@@ -6,6 +6,7 @@ but the counts.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laionkit.core.records import StageRecords
+from laionkit.core.runner import StageReport
 from laionkit.core.shard_scan import NEEDS_JOIN
+from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name
+from laionkit.stages.subset.choosing import take_steps
 from laionkit.stages.subset.comparing import Comparison, Verdicts, judge, read_comparison
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.plan import Plan
 from laionkit.stages.subset.selection import Selection
 
 THRESHOLDS = 20
@@ -28,6 +35,32 @@ class Curve:
 
     condition: str
     points: tuple[tuple[float, int], ...]
+
+
+def dry_run(
+    table: DatasetTable, config: SubsetConfig, plan: Plan, records: StageRecords
+) -> StageReport:
+    """Count and write nothing. Steps that read pictures are left out."""
+    started = time.monotonic()
+    selection = Selection(table, config.keep_nulls)
+    pictured = config.as_ != "parquet"
+    found = count_thresholds(selection, plan.terms, needs_picture=pictured)
+    if plan.needs_rows(config):
+        selection = take_steps(table, config, plan, look=False)
+    counts, funnel = selection.counts(), selection.funnel()
+    size = estimated_bytes(selection, counts.ok) if pictured else 0
+    return StageReport(
+        stage=records.stage,
+        dataset=records.dataset.url,
+        counts=counts,
+        seconds=round(time.monotonic() - started, 3),
+        extra={
+            "dry_run": True,
+            "funnel": [[step.name, step.seen, step.dropped] for step in funnel],
+            "thresholds": {curve.condition: [list(p) for p in curve.points] for curve in found},
+            "bytes": size,
+        },
+    )
 
 
 def count_thresholds(

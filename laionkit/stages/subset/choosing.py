@@ -1,0 +1,89 @@
+"""Every step in the order that SubsetConfig states, from all samples to those that stay."""
+
+from collections.abc import Sequence
+
+from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.table import DatasetTable
+from laionkit.ops.presets import Preset
+from laionkit.stages.subset import steps
+from laionkit.stages.subset.balance import balance_captions, cap_groups
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.contamination import decontaminate
+from laionkit.stages.subset.pictures import locate
+from laionkit.stages.subset.plan import Plan
+from laionkit.stages.subset.selection import FunnelStep, Selection
+
+# A folder of more files than this is slow to list and to move on most file systems.
+MAX_FILES = 100_000
+_ALIKE = {
+    "exact": steps.drop_exact,
+    "perceptual": steps.drop_perceptual,
+    "semantic": steps.drop_semantic,
+}
+
+
+def choose(table: DatasetTable, config: SubsetConfig, plan: Plan) -> Selection:
+    """Run every step. Raises InputError where nothing is left, with the funnel."""
+    selection = take_steps(table, config, plan, look=True)
+    pictures = config.as_ != "parquet"
+    if not selection.counts().ok:
+        raise InputError(
+            f"nothing is left, so nothing was written: {_in_words(selection.funnel())}"
+        )
+    if pictures and plan.preset and plan.preset.side_px and not config.allow_small:
+        _check_stored_sides(selection, plan.preset)
+    if config.as_ == "files" and selection.counts().ok > MAX_FILES:
+        raise ConfigError(
+            f"as=files is for up to {MAX_FILES:,} pictures and {selection.counts().ok:,} are "
+            "left: use --as shards"
+        )
+    return selection
+
+
+def take_steps(table: DatasetTable, config: SubsetConfig, plan: Plan, *, look: bool) -> Selection:
+    """Run every step; without `look` leave out those that read tars."""
+    selection = Selection(table, config.keep_nulls)
+    pictures = config.as_ != "parquet"
+    selection.judge(plan.terms, needs_picture=pictures)
+    steps.take_from_subsets(selection, config)
+    if config.query.strip() or config.queries:
+        steps.take_nearest(selection, config, plan.terms)
+    if look and (pictures or "perceptual" in config.dedup):
+        locate(selection, table.folder)
+    if config.decontaminate:
+        decontaminate(selection, config)
+    for kind in _ALIKE:
+        if kind in config.dedup and (look or kind != "perceptual"):
+            _ALIKE[kind](selection, config)
+    for column, share in plan.tops:
+        selection.keep_top(column, share=share)
+    if config.top is not None or config.top_share is not None:
+        selection.keep_top(config.by, share=config.top_share, count=config.top)
+    if config.cap is not None:
+        cap_groups(selection, config)
+    if config.balance:
+        balance_captions(selection, config)
+    return selection
+
+
+def _check_stored_sides(selection: Selection, preset: Preset) -> None:
+    """Refuse pictures that were stored smaller than the preset's sides."""
+    table = selection.table
+    if not {"width", "height"} <= set(table.columns):
+        return
+    small, total, least = table.execute(
+        f"SELECT count(*) FILTER (greatest(width, height) < {preset.side_px}), count(*), "
+        f"min(greatest(width, height)) FROM ({selection.left(['key', 'width', 'height'])})"
+    ).fetchone()
+    if small:
+        raise ConfigError(
+            f"preset {preset.name} is for sides of {preset.side_px} px, and {small} of {total} "
+            f"pictures are stored smaller (from {least} px): fetch with --image-size "
+            f"{preset.side_px} or more, or add --allow-small"
+        )
+
+
+def _in_words(funnel: Sequence[FunnelStep]) -> str:
+    """A funnel in one line."""
+    start = f"{funnel[0].seen} samples" if funnel else "0 samples"
+    return ", ".join([start, *(f"{s.dropped} dropped by {s.name}" for s in funnel if s.dropped)])
