@@ -34,6 +34,7 @@ SAMPLE_ROWS = 200_000
 QUERIES = 300
 LEARNT_ROWS = 32_768  # rows that are learnt from at a time
 _CUT_ROWS = 100_000
+_CUT_COLUMNS = 4096  # rows a query, of which the narrowest filter keeps four
 _TOP = 64
 
 
@@ -45,16 +46,19 @@ class Held:
     scores: NDArray[np.float32]
     lists: NDArray[np.int64]
 
-    def add(self, scores: NDArray[np.float32], lists: NDArray[np.int32]) -> None:
+    def add(self, scores: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
         """See more matching rows."""
         self.matches_L += np.bincount(lists, minlength=len(self.matches_L))
+        if len(self.scores) == _TOP:
+            better = scores > self.scores[-1]
+            scores, lists = scores[better], lists[better]
         if len(scores) > _TOP:
             best = np.argpartition(-scores, _TOP)[:_TOP]
             scores, lists = scores[best], lists[best]
         scores = np.concatenate([self.scores, scores])
         order = np.argsort(-scores)[:_TOP]
         self.scores = scores[order]
-        self.lists = np.concatenate([self.lists, lists.astype(np.int64)])[order]
+        self.lists = np.concatenate([self.lists, lists])[order]
 
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
@@ -108,7 +112,8 @@ def _again(first: Block, stream: Iterator[Block]) -> Iterator[Block]:
 def _tail(distances: NDArray[np.floating]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The share of rows beyond each of some distances; beyond the last there are none."""
     shares = np.concatenate([[0.5], np.geomspace(0.3, 4 / distances.size, 40)])
-    at = np.quantile(distances, 1 - shares)
+    ordered = np.sort(distances, axis=None)  # in a fraction of the time that its quantiles take
+    at = ordered[np.round((1 - shares) * (ordered.size - 1)).astype(np.int64)]
     end = at[-1] + (at[-1] - at[0]) / 4
     points = [*(round(float(x), 6) for x in at), round(float(end), 6)]
     return tuple(points), (*(float(f"{p:.4g}") for p in shares), 0.0)
@@ -127,23 +132,43 @@ def _see(
     nothing = np.empty(0, np.float32), np.empty(0, np.int64)
     seen = {c: [Held(np.zeros(lists, np.int64), *nothing) for _ in queries_QD] for c in CELLS}
     mean, deviation = sample_QS.mean(1), sample_QS.std(1)
-    drawn = rng.standard_normal(sample_QS.shape, np.float32)
-    units = (sample_QS - mean[:, None]) / deviation[:, None]
-    cuts = {(s, c): np.quantile(_column(units, drawn, c), 1 - s) for s, c in CELLS if s < 1}
+    some = sample_QS[:, :_CUT_COLUMNS]
+    cuts = _cuts((some - mean[:, None]) / deviation[:, None], rng)
     for rows, vectors, list_of in blocks:
+        wide = list_of.astype(np.int64)
         for q, scores in enumerate(queries_QD @ vectors.T):
             others = rows != own_Q[q]
-            unit, noise = (scores - mean[q]) / deviation[q], rng.standard_normal(len(rows))
-            for cell in CELLS:
-                kept = others
-                if cell[0] < 1:
-                    kept = others & (_column(unit, noise, cell[1]) >= cuts[cell])
-                seen[cell][q].add(scores[kept], list_of[kept])
+            held = (scores, wide) if others.all() else (scores[others], wide[others])
+            seen[1.0, 0.0][q].add(*held)
+            unit = (held[0] - mean[q]) / deviation[q]
+            noise = rng.standard_normal(len(unit), np.float32)
+            for correlation in CORRELATIONS:
+                column, (kept, lists_of) = _column(unit, noise, correlation), held
+                for selectivity in SELECTIVITIES[1:]:  # each keeps some of what the last one kept
+                    inside = np.flatnonzero(column >= cuts[selectivity, correlation])
+                    column, kept, lists_of = column[inside], kept[inside], lists_of[inside]
+                    seen[selectivity, correlation][q].add(kept, lists_of)
     return seen
 
 
+def _cuts(
+    unit_QS: NDArray[np.float32], rng: np.random.Generator
+) -> dict[tuple[float, float], np.floating]:
+    """From where on a filter's column is kept, for each share and correlation."""
+    noise = rng.standard_normal(unit_QS.shape, np.float32)
+    found = {}
+    for correlation in CORRELATIONS:
+        at = np.quantile(_column(unit_QS, noise, correlation), 1 - np.array(SELECTIVITIES[1:]))
+        found.update(zip(((s, correlation) for s in SELECTIVITIES[1:]), at, strict=True))
+    return found
+
+
 def _column(unit: NDArray[np.float32], noise: NDArray[Any], correlation: float) -> NDArray[Any]:
-    return np.asarray(correlation * unit + np.sqrt(1 - correlation**2) * noise)
+    if not correlation:
+        return noise
+    column = noise * np.float32(np.sqrt(1 - correlation**2))
+    column += np.float32(correlation) * unit
+    return np.asarray(column)
 
 
 class _Look(NamedTuple):
@@ -182,8 +207,14 @@ def _least_sure(looks: Sequence[_Look], target: float) -> float:
 
     Where no query met a match, of which a few rows have none under a narrow filter, it is all.
     """
-    for miss in np.geomspace(0.5, 0.001, 80 if looks else 0):
-        recalls = np.array([(look.needs < 1 - miss).mean() for look in looks])
+    if not looks:
+        return 0.9999
+    counts = np.array([len(look.needs) for look in looks])
+    needs = np.full((len(looks), int(counts.max())), np.inf)
+    for row, look in zip(needs, looks, strict=True):
+        row[: len(look.needs)] = look.needs
+    for miss in np.geomspace(0.5, 0.001, 80):
+        recalls = (needs < 1 - miss).sum(1) / counts
         if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) / 2 >= target:
             return round(float(1 - miss), 4)
     return 0.9999
