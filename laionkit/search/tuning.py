@@ -156,7 +156,7 @@ def _cuts(
 ) -> dict[tuple[float, float], np.floating]:
     """From where on a filter's column is kept, for each share and correlation."""
     noise = rng.standard_normal(unit_QS.shape, np.float32)
-    found = {}
+    found: dict[tuple[float, float], np.floating] = {}
     for correlation in CORRELATIONS:
         at = np.quantile(_column(unit_QS, noise, correlation), 1 - np.array(SELECTIVITIES[1:]))
         found.update(zip(((s, correlation) for s in SELECTIVITIES[1:]), at, strict=True))
