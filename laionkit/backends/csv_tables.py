@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
+from laionkit.backends.csv_quotes import QuoteCheck
 from laionkit.backends.source_tables import (
     BLOCK_BYTES,
     HEAD_ROWS,
@@ -102,7 +103,7 @@ class CsvTable:
         with (
             self.file.open() as file,
             pacsv.open_csv(
-                file,
+                QuoteCheck(file, self.name, self._delimiter) if self._quote else file,
                 pacsv.ReadOptions(
                     use_threads=False,
                     block_size=BLOCK_BYTES,

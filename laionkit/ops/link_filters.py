@@ -4,15 +4,23 @@ Steps: conditions of a filter, then what makes a row no link at all, then what t
 lists they stand on, then the sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from laionkit.core.schemas import Reason
 from laionkit.ops.laion_schemas import INNER_PREFIX
-from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
+from laionkit.ops.predicates import (
+    Term,
+    compares_one_column,
+    quote_name,
+    quote_text,
+    value_sql,
+)
 
 # A scheme, "://" and the beginning of a host; a longer pattern takes three times as long.
 _LINK = r"^\s*[A-Za-z][A-Za-z0-9+.\-]*://[^\s/?#]"
+# Nearly every link, told without the pattern: a host that begins with a letter in lower case.
+_USUAL = "url >= 'http://a' AND url < 'http://{' OR url >= 'https://a' AND url < 'https://{'"
 _SPACES = "chr(32) || chr(9) || chr(10) || chr(13)"
 # Columns that ride beside those of the sources, none of which can have such a name.
 CODE, VALUE, ROW, SOURCE, BLOCKED, OPTED_OUT = (
@@ -40,15 +48,21 @@ class Verdict:
     """SQL over a table of rows: `code`, the `value` a dropped row's reason saw, `kept_null`.
 
     `conditions` is the code of the filter's conditions alone, which seldom needs a wide column;
-    `rest` that of the steps after them.
+    `conditions_told` has -1 where a null let a row meet them; `rest` is that of the steps after.
+    `sieve` holds for every row that meets the conditions, so does `sieve_without_nulls` where no
+    null let one. They compare columns with literals, by which a scan skips what it need not read;
+    NaN they may let pass.
     `kept_null` maps columns to SQL that holds where a kept row's null let it pass a condition.
     """
 
     code: str
     conditions: str
+    conditions_told: str
     rest: str
     value: str
     kept_null: dict[str, str]
+    sieve: str = "true"
+    sieve_without_nulls: str = "true"
 
 
 def build_verdict(
@@ -58,33 +72,45 @@ def build_verdict(
     null: str,
     has_url: bool,
     similarity_limit: float | None,
+    numbers: Collection[str] = (),
     lists: Sequence[str] = (),
     sample: tuple[float, int] | None = None,
 ) -> Verdict:
-    """Put the steps of a source together. `lists` names those of BLOCKED, OPTED_OUT."""
+    """Put the steps of a source together. `lists` names those of BLOCKED, OPTED_OUT.
+
+    `numbers` names the columns of numbers.
+    """
     cases: list[str] = []
     values: list[str] = []
     kept_null: dict[str, str] = {}
+    sieve: list[str] = []
+    sieve_without_nulls: list[str] = []
     for term in terms:
         failed = reasons.code(term.sql)
+        plain = set(term.columns) <= set(numbers) and compares_one_column(term)
         for name in term.columns:
+            is_null = f"{quote_name(name)} IS NULL"
+            if not plain:
+                is_null += f" AND ({term.sql}) IS NULL"
             if drops_null(name, null):
-                code = reasons.code(f"null:{name}")
-                cases.append(
-                    f"WHEN ({term.sql}) IS NULL AND {quote_name(name)} IS NULL THEN {code}"
-                )
+                cases.append(f"WHEN {is_null} THEN {reasons.code(f'null:{name}')}")
             else:
-                kept_null[name] = f"({term.sql}) IS NULL AND {quote_name(name)} IS NULL"
-        if null == "drop":
+                kept_null[name] = is_null
+        if null == "drop" and not plain:
             cases.append(f"WHEN ({term.sql}) IS NULL THEN {reasons.code(f'null:{term.sql}')}")
-        cases.append(f"WHEN ({term.sql}) IS FALSE THEN {failed}")
-        values.append(f"WHEN {failed} THEN {value_sql(term)}")
+        cases.append(f"WHEN NOT ({term.sql}) THEN {failed}")
+        values.append(f"WHEN {failed} THEN {value_sql(term, numbers)}")
+        if plain:
+            sieve_without_nulls.append(term.sql)
+            if drops_null(term.columns[0], null):
+                sieve.append(term.sql)
     conditions = len(cases)
     if has_url:
         missing, wrong = reasons.code(Reason.MISSING_URL), reasons.code(Reason.MALFORMED_URL)
         blank = f"CASE WHEN trim(url, {_SPACES}) = '' THEN {missing} ELSE {wrong} END"
         cases.append(f"WHEN url IS NULL THEN {missing}")
-        cases.append(f"WHEN NOT regexp_matches(url, {quote_text(_LINK)}) THEN {blank}")
+        odd = f"NOT regexp_matches(url, {quote_text(_LINK)})"
+        cases.append(f"WHEN CASE WHEN {_USUAL} THEN false ELSE {odd} END THEN {blank}")
     if similarity_limit is not None:
         shifted = reasons.code(Reason.MALFORMED_ROW)
         cases.append(f"WHEN abs(similarity) > {similarity_limit} THEN {shifted}")
@@ -101,17 +127,22 @@ def build_verdict(
             f"md5_number_lower({quote_text(f'{seed}:')} || {link})::DOUBLE / 18446744073709551616"
         )
         cases.append(f"WHEN {drawn} >= {share!r} THEN {reasons.code(Reason.NOT_SAMPLED)}")
+    past_null = " OR ".join(f"({sql})" for sql in kept_null.values())
+    met = f"CASE WHEN {past_null} THEN -1 ELSE 0 END" if past_null else "0"
     return Verdict(
         _case(cases),
         _case(cases[:conditions]),
+        _case(cases[:conditions], met),
         _case(cases[conditions:]),
         f"CASE {CODE} {' '.join(values)} END" if values else "NULL",
         kept_null,
+        " AND ".join(sieve) or "true",
+        " AND ".join(sieve_without_nulls) or "true",
     )
 
 
-def _case(whens: Sequence[str]) -> str:
-    return f"CASE {' '.join(whens)} ELSE 0 END" if whens else "0"
+def _case(whens: Sequence[str], otherwise: str = "0") -> str:
+    return f"CASE {' '.join(whens)} ELSE {otherwise} END" if whens else "0"
 
 
 def drops_null(column: str, null: str) -> bool:

@@ -175,8 +175,26 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def value_sql(term: Term) -> str:
-    """SQL of what a condition saw: the column's value, or each ``column=value``."""
+def compares_one_column(term: Term) -> bool:
+    """Tell whether a term sets one column beside a literal: it is null just where that is.
+
+    >>> compares_one_column(Term("punsafe < 0.1", ("punsafe",)))
+    True
+    >>> compares_one_column(Term("punsafe IS NULL", ("punsafe",)))
+    False
+    """
+    node = sqlglot.parse_one(term.sql, read=DIALECT)
+    if not isinstance(node, exp.GT | exp.GTE | exp.LT | exp.LTE | exp.EQ):
+        return False
+    sides = [side.this if isinstance(side, exp.Neg) else side for side in (node.left, node.right)]
+    return {type(side) for side in sides} == {exp.Column, exp.Literal}
+
+
+def value_sql(term: Term, short: Collection[str] = ()) -> str:
+    """SQL of what a condition saw: the column's value, or each ``column=value``.
+
+    The values of `short` columns need no cutting.
+    """
     if not term.columns:
         return "NULL"
     texts = [f"{quote_name(name)}::VARCHAR" for name in term.columns]
@@ -186,6 +204,8 @@ def value_sql(term: Term) -> str:
             for name, text in zip(term.columns, texts, strict=True)
         ]
         return f"left(concat_ws(', ', {', '.join(named)}), {MAX_VALUE_CHARS})"
+    if term.columns[0] in short:
+        return texts[0]
     return f"left({texts[0]}, {MAX_VALUE_CHARS})"
 
 

@@ -7,7 +7,7 @@ and terms that ``parse_where`` printed reach it, and it can open no file.
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -124,24 +124,30 @@ class LinkEngine:
     ) -> Iterator[Scanned]:
         """Judge a local parquet file where it lies, reading what a verdict needs and no more.
 
-        `picks` is SQL of the columns of `schema`. The dropped rows come first, then the kept ones,
-        each in order. With `full` the dropped ones come as rows, else as counts: then the
-        conditions, which seldom need a wide column, are asked of all rows, and the other steps
-        of those that meet them.
+        `picks` is SQL of the columns of `schema`. What the conditions say is counted first, which
+        tells whether a null let a row pass them: where none did, the kept rows are found by a
+        sieve that skips what none of them is in. The dropped rows come before the kept ones, each
+        in order. With `full` they come as rows, else as counts.
         """
         source = f"read_parquet({quote_text(path)}, file_row_number = true)"
         rows = f"SELECT {picks}, file_row_number AS {ROW} FROM {source}"
         seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
         con = self._con.cursor()  # others insert on the connection while this one streams
         with contextlib.closing(con), self.deadline(WHOLE_TIMEOUT_S, con):
+            counts = {}
+            if verdict.conditions != "0":
+                counted = con.execute(
+                    f"SELECT {CODE}, count(*) FROM (SELECT {verdict.conditions_told} AS {CODE} "
+                    f"FROM ({seen})) GROUP BY 1 ORDER BY 1"
+                ).fetchall()
+                counts = dict(counted)
+            if -1 not in counts:
+                verdict = replace(verdict, sieve=verdict.sieve_without_nulls, kept_null={})
             if full:
                 yield from _dropped(con, seen, verdict, schema)
-            elif verdict.conditions != "0":
-                counted = con.execute(
-                    f"SELECT {CODE}, count(*) FROM (SELECT {verdict.conditions} AS {CODE} "
-                    f"FROM ({seen})) WHERE {CODE} > 0 GROUP BY 1 ORDER BY 1"
-                ).fetchall()
-                yield Scanned(counts=dict(counted))
+            else:
+                yield Scanned(counts={code: rows for code, rows in counts.items() if code > 0})
+            seen = f"{seen} WHERE {verdict.sieve}"
             yield from _kept(con, seen, verdict, schema, count=not full)
 
     def load_list(self, name: str, tables: Iterator[pa.Table]) -> None:

@@ -195,6 +195,7 @@ class Reader:
             self.runner.progress.emit(SamplesDone(METADATA, Counts.of(kept, lost.reasons)))
 
     def _verdict(self, reading: Reading) -> Verdict:
+        numbers = [f.name for f in self.plan.schema if _is_number(f.type)]
         sample = (self.config.sample, self.config.seed) if self.config.sample else None
         return build_verdict(
             self.terms,
@@ -202,6 +203,7 @@ class Reader:
             null=self.config.null,
             has_url="url" in reading.columns,
             similarity_limit=reading.similarity_limit if "similarity" in reading.columns else None,
+            numbers=numbers,
             lists=tuple(self.preparer.lists),
             sample=sample,
         )
@@ -232,3 +234,7 @@ class Reader:
     def _note_nulls(self, kept_null: dict[str, int]) -> None:
         for name, count in kept_null.items():
             self.kept_null[name] = self.kept_null.get(name, 0) + count
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -142,6 +142,35 @@ def test_lines_that_are_no_row_are_counted_and_numbered(tmp_path, form):
     assert [line["row"] for line in dropped(tmp_path / "d")] == [3]
 
 
+@pytest.mark.parametrize(
+    "rest",
+    ["four\nhttp://a/5,five\n", 'four\nhttp://a/5,"five"\nhttp://a/6,"six"\n', 'four""\n', "x" * 9],
+)
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_quote_left_open_is_one_line_that_tells_where(tmp_path, rest, packed):
+    """A parser takes the rows up to the next quote for one cell, and says nothing."""
+    text = f'url,text\nhttp://a/1,"one, ""1""\nand more"\nhttp://a/2,12" x 3"\nhttp://a/4,"{rest}'
+    path = tmp_path / f"links.csv{packed}"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    with pytest.raises(InputError, match=r"links\.csv.*the quote opened in line 5 is not closed"):
+        make(path, tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_cells_of_several_lines_are_read_as_they_are(tmp_path):
+    captions = ['one\n"two"\n', '"', '""\n""', 'a "b", c', "\n", 'x"y', ""] * 9
+    lines = [
+        f'http://a.example/{i},"{c.replace(chr(34), chr(34) * 2)}"' for i, c in enumerate(captions)
+    ]
+    lines += ['http://a.example/x,5" disk', 'http://a.example/y,"quoted" and not']
+    for end in ("\n", "\r\n", ""):
+        text = ("\n".join(["url,text", *lines]) + end).encode()
+        (tmp_path / "links.csv").write_bytes(text)
+        make(tmp_path / "links.csv", tmp_path / f"d{len(end)}")
+        found = kept(tmp_path / f"d{len(end)}")["caption"].to_pylist()
+        assert found == [*captions, '5" disk', "quoted and not"]
+
+
 def test_counts_alone_leave_no_ledger(tmp_path):
     make(write(tmp_path, "txt", [{"url": "nothing"}]), tmp_path / "d", ledger="counts")
     assert not (tmp_path / "d/metadata/dropped.parquet").exists()
