@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.fetch_codec import codec_floor_ms
 from benchmarks.fetch_runs import Run, Server, links, run_ours, run_peer, serve
+from benchmarks.fetch_server import photo_folder
 
 RESULTS = Path(__file__).parent / "results" / "fetch.json"
 SMALL, LARGE = 1000, 11_000
@@ -151,19 +152,23 @@ def commit() -> str:
 def load() -> dict[str, Any]:
     """What was measured so far, with this machine's description."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    machine = {
-        "command": "python -m benchmarks.fetch --photos FOLDER",
+    return {"cases": {}, **found, **circumstances("python -m benchmarks.fetch --photos FOLDER")}
+
+
+def circumstances(command: str) -> dict[str, Any]:
+    """How, when and on what a result was had."""
+    return {
+        "command": command,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
     }
-    return {"cases": {}, **found, **machine}
 
 
-def store(result: dict[str, Any]) -> None:
+def store(result: dict[str, Any], path: Path = RESULTS) -> None:
     """Keep what was measured."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:
@@ -173,7 +178,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="alternations of each case")
     parser.add_argument("--large", type=int, default=LARGE, help="images of a large run")
     parser.add_argument("--seconds", type=float, default=86_400.0, help="stop after so long")
-    parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
+    parser.add_argument(
+        "--photos", type=photo_folder, help="folder of photographs to serve, resized"
+    )
     parser.add_argument("--peer", default=sys.executable, help="interpreter that has img2dataset")
     parser.add_argument("--newer", help="another that has it, of Python >= 3.12")
     parser.add_argument("--fresh", action="store_true", help="forget the cases first")

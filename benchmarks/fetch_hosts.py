@@ -6,7 +6,7 @@ Every host has a name, an address of its own in 127.0.0.0/8 and ten pictures of 
 of ours answers for them over real sockets. Of the bad tenth, a quarter each answers after five
 seconds, never answers, always answers 429, or drips a byte now and then. Healthy throughput is
 what the server counts: the healthy hosts' pictures over the time from the first to the last of
-them. Aim: with the bad hosts at least 90 % of that without them. Writes into results/fetch.json.
+them. Aim: with the bad hosts at least 90 % of that without them. Writes results/fetch_hosts.json.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.fetch import commit, load, store
-from benchmarks.fetch_server import photographs
+from benchmarks.fetch import RESULTS, circumstances, commit, store
+from benchmarks.fetch_server import photo_folder, photographs
 
 HOSTS, BAD, LINKS_EACH = 1000, 100, 10
 KINDS = ("slow", "dead", "429", "drip")
@@ -169,7 +169,9 @@ def main() -> None:
     """Serve the world, or measure it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="alternations")
-    parser.add_argument("--photos", type=Path, help="folder of photographs to serve, resized")
+    parser.add_argument(
+        "--photos", type=photo_folder, help="folder of photographs to serve, resized"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
@@ -190,7 +192,12 @@ def main() -> None:
             server.kill()
     rates = {name: statistics.median(r["healthy_per_s"] for r in runs[name]) for name in runs}
     share = rates["with"] / rates["without"]
-    store({**load(), "hosts": {"share": share, **rates, "runs": runs, "commit": commit()}})
+    result = {
+        **circumstances("python -m benchmarks.fetch_hosts --photos FOLDER"),
+        "commit": commit(),
+    }
+    result |= {"share": share, **rates, "runs": runs}
+    store(result, RESULTS.with_name("fetch_hosts.json"))
     print(f"healthy links at {share:.0%} of their throughput without the bad hosts")
 
 

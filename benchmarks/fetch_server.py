@@ -14,7 +14,27 @@ import cv2
 import numpy as np
 
 PICTURES = 64
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures of a folder, or, where none lies in it, those one level deeper."""
+    for pattern in ("*", "*/*"):
+        found = sorted(f for f in folder.glob(pattern) if f.suffix.lower() in ENDINGS)
+        if found:
+            return found
+    return []
+
+
+def photo_folder(text: str) -> Path:
+    """A folder with pictures, as an argument of a command."""
+    if not picture_files(Path(text)):
+        endings = " ".join(sorted(ENDINGS))
+        raise argparse.ArgumentTypeError(
+            f"{text} holds no pictures ({endings}), nor does a folder in it"
+        )
+    return Path(text)
 
 
 def photographs(side: int, folder: Path | None) -> list[bytes]:
@@ -22,10 +42,12 @@ def photographs(side: int, folder: Path | None) -> list[bytes]:
 
     With `side` 0 the folder's JPEGs as they are.
     """
-    files = sorted(folder.glob("*.*"))[:PICTURES] if folder else []
+    files = picture_files(folder)[:PICTURES] if folder else []
     if not side:
         return [body for file in files if (body := file.read_bytes()).startswith(b"\xff\xd8")]
-    images = [cv2.imread(str(file)) for file in files] or [_drawn(i) for i in range(PICTURES)]
+    read = (cv2.imread(str(file)) for file in files)
+    images = [image for image in read if image is not None]
+    images = images or [_drawn(i) for i in range(PICTURES)]
     made = []
     for image in images:
         scale = side / max(image.shape[:2])

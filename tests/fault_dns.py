@@ -16,6 +16,7 @@ class FaultDns(threading.Thread):
         super().__init__(daemon=True)
         self.address = socket.inet_aton(address)
         self.good_answers = 10**9
+        self.knows_ipv6 = True
         self.fails_for_s = 0.0
         self._failed_first: float | None = None
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -34,7 +35,8 @@ class FaultDns(threading.Thread):
                 return
             kind = struct.unpack(">H", query[-4:-2])[0]
             missing = query[12:15] == b"\x02nx"
-            code = 2 if self._fails() else 3 if missing else 0
+            unknown = kind != 1 and not self.knows_ipv6
+            code = 2 if self._fails() or unknown else 3 if missing else 0
             found = kind == 1 and not code
             head = query[:2] + struct.pack(">5H", 0x8180 | code, 1, found, 0, 0)
             answer = b"\xc0\x0c" + struct.pack(">2HIH", 1, 1, 60, 4) + self.address

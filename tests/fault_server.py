@@ -24,6 +24,7 @@ class FaultServer:
         self.pictures, self.robots, self.address = pictures, robots, address
         self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
+        self.as_written: set[str] = set()
         self.at_once = 0
         self.most_at_once = 0
         self.leaves_at = 0
@@ -99,7 +100,9 @@ class FaultServer:
         head = await reader.readuntil(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-        return unquote(lines[0].split(" ")[1]), headers
+        path = lines[0].split(" ")[1]
+        self.as_written.add(path)
+        return unquote(path), headers
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> bool:
         name, _, rest = path.lstrip("/").partition("/")
@@ -217,6 +220,25 @@ class FaultServer:
         """/header/NAME: VALUE|NAME: VALUE sends those headers with the picture."""
         self.send(writer, 200, self.small, *rest.split("|"))
 
+    async def on_notext(self, writer: asyncio.StreamWriter, rest: str) -> bool:
+        """A refusal whose words are no text in any encoding."""
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nX-Robots-Tag: noai, \xff\xfe\r\nContent-Length: 0\r\n\r\n"
+        )
+        return True
+
+    async def on_manyheaders(self, writer: asyncio.StreamWriter, rest: str) -> bool:
+        """Headers without end."""
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(1_000_000):
+            writer.write(b"X-%d: " % number + b"x" * 4000 + b"\r\n")
+            await writer.drain()
+        return False
+
+    async def on_longheader(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        """The picture, with a header of N bytes."""
+        self.send(writer, 200, self.small, "Content-Security-Policy: " + "x" * int(rest))
+
     async def on_http10(self, writer: asyncio.StreamWriter, rest: str) -> bool:
         writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + self.small)
         return False
@@ -238,6 +260,8 @@ class FaultServer:
             self.send(writer, 404, b"")
         elif self.robots.isdigit():
             self.send(writer, int(self.robots), b"")
+        elif self.robots == "endless":
+            await self.on_endless(writer, "")
         elif self.robots.startswith("http"):
             self.send(writer, 302, b"", f"Location: {self.robots}")
         else:

@@ -33,6 +33,9 @@ Work = Callable[[bytes, Any], tuple[Any, bytes | None]]
 _FRAME = struct.Struct(">IQ?")
 _NUMBER = struct.Struct(">q")
 _BUFFER_BYTES = 1 << 20
+# What one process may allocate. 90 million pixels, the most that are decoded by default, take 1.5
+# GB where alpha and profile are applied; a file that asks for more ends in a MemoryError.
+MEMORY_BYTES = 4 << 30
 # How many nurseries are tried before the fault is taken for the machine's.
 NURSERIES = 2
 
@@ -219,6 +222,7 @@ def _nursery_main(control: socket.socket) -> None:
     (size,) = _NUMBER.unpack(_receive_exactly(control, _NUMBER.size))
     work, timeout_s = pickle.loads(_receive_exactly(control, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _bound_memory()
     # Where memory runs out, the kernel shall take one of these, not who feeds them.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -242,6 +246,13 @@ def _nursery_main(control: socket.socket) -> None:
     for pid in children:
         os.kill(pid, signal.SIGKILL)
         _wait_for(pid)
+
+
+def _bound_memory() -> None:
+    """Bound what this process and those it forks may allocate, where nothing bounds it tighter."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, hard))
 
 
 def _wait_for(pid: int) -> int:

@@ -2,12 +2,14 @@
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 _WIDE = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_BAND_ROWS = 256
 _SRGB_WORDS = ("srgb", "iec61966-2.1", "iec 61966-2-1")
 
 
@@ -72,15 +74,29 @@ def _wide_to_grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float greys to 8 bits.
 
     Pillow's own convert clips at 255, which turns a 16-bit scan white. Sixteen-bit values are
-    divided by 257; wider ones are scaled by what is there.
+    divided by 257; wider ones are scaled by what is there. Band by band: a file of 200 kB can
+    announce 90 million grey pixels, which in double precision are many times their size.
     """
-    values = np.asarray(image, dtype=np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
+    values = np.asarray(image)
+    bands = range(0, max(1, len(values)), _BAND_ROWS)
+    extremes = [_extremes(_finite(values[top : top + _BAND_ROWS])) for top in bands]
+    low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
     if image.mode != "F" and low >= 0 and high <= 65535:
-        scaled = values / 257.0
+        low, times = 0.0, 1 / 257
     elif low >= 0 and high <= 1:
-        scaled = values * 255.0
+        low, times = 0.0, 255.0
     else:
-        scaled = (values - low) * (255.0 / (high - low)) if high > low else values * 0
-    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))
+        times = 255.0 / (high - low) if high > low else 0.0
+    grey = np.empty(values.shape, np.uint8)
+    for top in bands:
+        scaled = (_finite(values[top : top + _BAND_ROWS]) - low) * times
+        grey[top : top + _BAND_ROWS] = np.rint(scaled).clip(0, 255)
+    return Image.fromarray(grey)
+
+
+def _finite(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _extremes(values: NDArray[np.float64]) -> tuple[float, float]:
+    return float(values.min(initial=0.0)), float(values.max(initial=0.0))

@@ -14,6 +14,8 @@ from urllib.parse import quote
 NO_USE = ("noai", "noimageai", "noindex", "noimageindex", "noml")
 # Directives that take a value after a colon, so that the colon is no user agent's.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+# Of a robots.txt's user agent only this counts: ``bot/1.2`` is bot (RFC 9309, 2.2.1).
+_PRODUCT = re.compile(r"[a-z_-]+|\*")
 # Rules read of one robots.txt; the longest published ones have a few thousand.
 MAX_RULES = 10_000
 _ASCII = "".join(map(chr, range(128)))
@@ -61,13 +63,14 @@ def find_opt_out(
 def refusals(value: str, token: str) -> set[str]:
     """The directives of one X-Robots-Tag value that hold for the user agent `token`.
 
-    ``otherbot: noai, noindex`` holds for otherbot alone; a name lasts until the next one.
+    ``otherbot: noai, noindex`` holds for otherbot alone; a name lasts until the next one. A name
+    has no blanks: what follows the comma of ``unavailable_after: Fri, 25 Jun 2010 15:00`` is none.
     """
     scope, directives = "*", set()
     for part in value.lower().split(","):
-        name, colon, rest = part.partition(":")
-        if colon and name.strip() not in _WITH_VALUE:
-            scope, part = name.strip(), rest
+        name, colon, rest = part.strip().partition(":")
+        if colon and " " not in name and name not in _WITH_VALUE:
+            scope, part = name, rest
         if scope in ("*", token.lower()):
             directives.add(part.strip())
     return directives
@@ -144,8 +147,9 @@ def parse_robots(text: str, token: str) -> Robots:
         if name == "user-agent":
             if in_rules:
                 agents, in_rules = [], False
-            agents.append(value.lower())
-            groups.setdefault(value.lower(), [])
+            product = _PRODUCT.match(value.lower())
+            agents.append(product[0] if product else "")
+            groups.setdefault(agents[-1], [])
         elif name in ("allow", "disallow"):
             in_rules = True
             if value:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from laionkit.core.reasons import Reason
 from laionkit.ops import jpeg
@@ -117,7 +117,7 @@ def read_size(data: bytes) -> tuple[str, int, int]:
 
 
 def check_size(size: Size, limits: Limits) -> None:
-    """Raise PictureError where an upright (width, height) is outside the limits."""
+    """Raise PictureError where a (width, height), upright or not, is outside the limits."""
     width, height = size
     shown = f"{width}x{height}"
     if width * height > limits.max_pixels:
@@ -158,14 +158,14 @@ def _decode_pillow(data: bytes, kind: str, limits: Limits) -> Picture:
     if kind == "jpeg" and (scans := jpeg.count_scans(data)) > jpeg.MAX_SCANS:
         raise PictureError(Reason.DECODE_TIMEOUT, f"{scans} scans would take too long to decode")
     with _open(data, kind) as image:
-        check_size(_upright_size(image), limits)
+        check_size(image.size, limits)
         try:
-            image.load()
+            _load(image)
+            turn = _TURNS.get(_orientation(image))
+            plain = turn is None and image.mode in ("RGB", "L")
+            plain = plain and not {"icc_profile", "transparency"} & image.info.keys()
             exif = image.info.get("exif", b"")
-            plain = not image.info.get("icc_profile") and image.mode in ("RGB", "L")
-            upright = ImageOps.exif_transpose(image)
-            plain = plain and upright.size == image.size and not _orientation(image) > 1
-            rgb = to_rgb(upright)
+            rgb = to_rgb(image if turn is None else image.transpose(turn))
         except MemoryError as error:
             raise PictureError(Reason.TOO_MANY_PIXELS, "not enough memory") from error
         except Exception as error:
@@ -173,7 +173,7 @@ def _decode_pillow(data: bytes, kind: str, limits: Limits) -> Picture:
         array = np.asarray(rgb)
         height, width = array.shape[:2]
         exif = exif.removeprefix(b"Exif\0\0") if isinstance(exif, bytes) else b""
-        return Picture(array, kind, width, height, exif, plain and "transparency" not in image.info)
+        return Picture(array, kind, width, height, exif, plain)
 
 
 def _open(data: bytes, kind: str) -> Image.Image:
@@ -204,17 +204,33 @@ def _enable_heic(kind: str) -> None:
     pillow_heif.register_heif_opener()
 
 
-def _orientation(image: Image.Image) -> int:
+def _load(image: Image.Image) -> None:
+    """Decode the pixels; where all of them came, what stands behind them in a PNG may be broken."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        image.load()
+    except (OSError, SyntaxError, ValueError):
+        if image.format != "PNG" or getattr(image, "tile", None):
+            raise
+
+
+# What sets a picture of that EXIF orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> object:
+    """The EXIF orientation of a loaded picture: a PNG's may stand behind its pixels."""
+    try:
+        return image.getexif().get(0x0112)
     except Exception:  # noqa: BLE001 - a broken EXIF block must not cost the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright_size(image: Image.Image) -> Size:
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+        return None
 
 
 def _decode_reason(error: Exception) -> tuple[Reason, str]:

@@ -9,7 +9,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from laionkit.core.reasons import Reason
@@ -25,6 +24,11 @@ _FILTERS = {
     "cubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
     "lanczos": cv2.INTER_LANCZOS4,
+}
+_QUALITY: dict[EncodeFormat, int] = {
+    "jpg": cv2.IMWRITE_JPEG_QUALITY,
+    "png": cv2.IMWRITE_PNG_COMPRESSION,
+    "webp": cv2.IMWRITE_WEBP_QUALITY,
 }
 # Threads of ours decode several pictures at once; OpenCV's own would only fight them.
 cv2.setNumThreads(1)
@@ -130,16 +134,14 @@ def frame(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[
 def encode(image_HWC: NDArray[np.uint8], kind: EncodeFormat, quality: int) -> bytes:
     """Encode RGB pixels, without any metadata. For png, `quality` is the compression, 0 to 9.
 
-    JPEG is 4:2:0, as OpenCV (and so img2dataset) writes it. Raises PictureError where it fails.
+    JPEG is 4:2:0 with the accurate DCT, as img2dataset has it of OpenCV. (simplejpeg takes the fast
+    one below quality 96 whatever it is told, which loses 0.6 dB at 95.) Raises PictureError where
+    it fails.
     """
+    bgr = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
     try:
-        if kind == "jpg":
-            image = np.ascontiguousarray(image_HWC)
-            return bytes(simplejpeg.encode_jpeg(image, quality, "RGB", "420", fastdct=False))
-        flag = cv2.IMWRITE_PNG_COMPRESSION if kind == "png" else cv2.IMWRITE_WEBP_QUALITY
-        bgr = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR)
-        done, data = cv2.imencode(f".{kind}", bgr, [flag, quality])
-    except (cv2.error, ValueError) as error:
+        done, data = cv2.imencode(f".{kind}", bgr, [_QUALITY[kind], quality])
+    except cv2.error as error:
         raise PictureError(Reason.ENCODE_FAILED, str(error)) from error
     if not done:
         raise PictureError(Reason.ENCODE_FAILED, f"OpenCV could not write {kind}")

@@ -6,8 +6,9 @@ Layouts: JPEG, ITU-T T.81, B.1; PNG, third edition, 5.3; WebP, RFC 9649, 2.
 import re
 import struct
 
-# EXIF and XMP lie in APP1, IPTC in APP13; comments may hold anything.
-_JPEG_DROPPED = frozenset({0xE1, 0xED, 0xFE})
+# EXIF and XMP lie in APP1, IPTC in APP13, a camera's track in others; comments may hold anything.
+# What tells of colours is kept: JFIF (APP0), profiles (APP2), Adobe's transform (APP14).
+_JPEG_DROPPED = frozenset({*range(0xE0, 0xF0), 0xFE}) - {0xE0, 0xE2, 0xEE}
 # The first marker that is neither a stuffed byte nor a restart: the end of a scan's data.
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _PNG_DROPPED = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME"})

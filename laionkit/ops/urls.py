@@ -47,7 +47,7 @@ def checked_url(url: str, *, allow_private: bool = False) -> tuple[str, str]:
     if parts.scheme not in ("http", "https"):
         shown = parts.scheme or "no scheme"
         raise UrlError(Reason.SCHEME_REFUSED, f"{shown}: only http and https are fetched")
-    if not host or port == 0 or any(c.isspace() or c == "\\" for c in parts.netloc):
+    if not host or port == 0 or any(c < "!" or c.isspace() or c in "\\\x7f" for c in parts.netloc):
         raise UrlError(Reason.MALFORMED_URL, "no usable host")
     host = host.rstrip(".").lower()
     if not allow_private and _is_address(host) and not is_public(host):

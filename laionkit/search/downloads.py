@@ -8,7 +8,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from laionkit.backends.http.client import Answer, ClientLimits, HttpClient
+from laionkit.backends.http.answers import Answer
+from laionkit.backends.http.client import ClientLimits, HttpClient
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.core.errors import InputError
 from laionkit.core.schemas import Reason

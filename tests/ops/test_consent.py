@@ -23,6 +23,8 @@ from laionkit.ops.consent import find_opt_out, parse_robots
         ("googlebot: nofollow, laionkit: noimageai", True),
         ("max-snippet: 20, noai", True),
         ("unavailable_after: 25 Jun 2030 15:00:00 PST, noimageindex", True),
+        ("unavailable_after: Fri, 25 Jun 2030 15:00:00 PST, noai", True),
+        ("otherbot: unavailable_after: Fri, 25 Jun 2030 15:00:00 PST, noai", False),
         ("*: noai", True),
         ("", False),
     ],
@@ -85,6 +87,12 @@ def test_a_group_of_our_own_replaces_the_one_for_all():
     assert rules.forbids("/y") is None
     assert rules.forbids("/x") == "Disallow: /x"
     assert parse_robots(ROBOTS, "laionbot").forbids("/private") is None
+
+
+def test_a_group_may_name_our_version_too():
+    robots = "User-agent: laionkit/1.0 (images)\nDisallow: /x\nUser-agent: *\nDisallow: /y"
+    assert parse_robots(robots, "laionkit").forbids("/x") == "Disallow: /x"
+    assert parse_robots(robots, "laionkit").forbids("/y") is None
 
 
 def test_an_empty_disallow_allows_all():

@@ -5,6 +5,8 @@ import hashlib
 import io
 import struct
 import sys
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from laionkit.core.schemas import Reason
+from laionkit.ops.color import to_rgb
 from laionkit.ops.images import Limits, PictureError, decode, read_size, sniff
 
 REFUSED_FORMATS = {"ICO", "PSD", "PPM", "TGA", "JPEG2000"}
@@ -63,6 +66,47 @@ def test_plain_odd_images_have_pillows_exact_pixels(real_data):
         assert outcome(data) == row["rgb_sha256_16"], row["file"]
         same += 1
     assert same >= 36
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_png_is_refused_by_its_header_before_a_pixel_is_decoded(depth):
+    """A PNG's EXIF may stand behind its pixels, so that asking for the orientation decodes it."""
+    header = struct.pack(">IIBBBBB", 9000, 9000, depth, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"no pixels")
+    with pytest.raises(PictureError) as caught:
+        decode(data, Limits(max_pixels=1_000_000))
+    assert caught.value.reason == Reason.TOO_MANY_PIXELS
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_wide_grey_picture_takes_no_more_than_a_few_times_its_pixels(mode):
+    image = Image.new(mode, (2000, 3000))
+    image.putpixel((1, 1), 1000)
+    image.putpixel((1999, 2999), 65535)
+    tracemalloc.start()
+    rgb = np.asarray(to_rgb(image))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2000 * 3000 * 12  # in double precision at once: 40
+    assert rgb[1, 1, 0] == 4
+    assert rgb[-1, -1, 0] == 255
+    assert rgb[0, 0, 0] == 0
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    block = bytearray(exif.tobytes())
+    for place in range(6, len(block)):
+        odd = bytes(block[:place]) + b"\xff" + bytes(block[place + 1 :])
+        file = io.BytesIO()
+        gradient(30, 20).save(file, "PNG", exif=odd)
+        picture = decode(file.getvalue())
+        assert sorted(picture.rgb.shape) == [3, 20, 30]
 
 
 def test_bombs_are_refused_from_their_header(real_data):

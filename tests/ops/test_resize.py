@@ -80,6 +80,15 @@ def test_what_is_encoded_decodes_to_nearly_the_same(kind, quality):
     assert np.abs(again.rgb.astype(int) - rgb).mean() < 4
 
 
+def test_a_jpeg_is_as_true_as_pillow_writes_it():
+    """Both take the accurate DCT; the fast one loses half a decibel at quality 95."""
+    rgb, file = detailed(341, 256), io.BytesIO()
+    Image.fromarray(rgb).save(file, "JPEG", quality=95, subsampling="4:2:0")
+    ours, theirs = (decode(data).rgb for data in (encode(rgb, "jpg", 95), file.getvalue()))
+    errors = [float(np.mean((made.astype(float) - rgb) ** 2)) for made in (ours, theirs)]
+    assert errors[0] < errors[1] * 1.02
+
+
 def test_a_picture_too_large_for_its_format_has_a_reason():
     with pytest.raises(PictureError) as caught:
         encode(np.zeros((1, 70_000, 3), np.uint8), "jpg", 95)

@@ -31,7 +31,8 @@ def told(kind: str) -> bytes:
     gradient(48, 40).save(file, kind, **options, **({"comment": SECRET} if kind == "JPEG" else {}))
     data = file.getvalue()
     if kind == "JPEG":
-        data = data[:2] + b"\xff\xed" + struct.pack(">H", len(SECRET) + 2) + SECRET + data[2:]
+        for segment in (b"\xff\xed", b"\xff\xe6", b"\xff\xec"):  # a camera's track is in APP6
+            data = data[:2] + segment + struct.pack(">H", len(SECRET) + 2) + SECRET + data[2:]
     behind = SECRET + b"\xff\xd9" if kind != "WEBP" else b""
     return data + behind
 

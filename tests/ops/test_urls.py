@@ -40,6 +40,8 @@ def test_public_addresses_are_let_through(address):
         ("http://host:99999/", Reason.MALFORMED_URL),
         ("http://[::1", Reason.MALFORMED_URL),
         ("http://a b/", Reason.MALFORMED_URL),
+        ("http://a\x1b[2Jb/", Reason.MALFORMED_URL),
+        ("http://a\x00b/", Reason.MALFORMED_URL),
         ("http://good.org\\@127.0.0.1/", Reason.MALFORMED_URL),
         ("http://127.0.0.1/x", Reason.ADDRESS_REFUSED),
         ("http://user:pass@10.0.0.1:8080/x", Reason.ADDRESS_REFUSED),

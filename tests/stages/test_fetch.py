@@ -135,6 +135,7 @@ def test_every_kind_of_failure_has_its_reason_and_the_counts_sum(tmp_path, serve
         "/header/X-Robots-Tag: noai": Reason.OPTED_OUT,
         "/header/tdm-reservation: 1": Reason.OPTED_OUT,
         "/header/X-Robots-Tag: otherbot: noai": None,
+        "/notext": Reason.OPTED_OUT,
         "/reset": Reason.CONNECTION_LOST,
         "/garbage": Reason.HTTP_PROTOCOL,
         "/badgzip": None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from laionkit.backends.isolation import CallDied, Isolated
+from laionkit.backends.isolation import MEMORY_BYTES, CallDied, Isolated
 from laionkit.core.errors import StageFailed
 from laionkit.core.runner import Runner
 from laionkit.ops.stored_image import ImageMaker
@@ -116,6 +116,20 @@ def test_a_call_returns_what_the_function_returns_also_where_it_is_large():
     isolated = Isolated(double, 60)
     for body in (b"", b"x", os.urandom(50_000), os.urandom(5_000_000)):
         assert isolated(body, 4) == (8, body * 2 if body else None)
+    isolated.close()
+
+
+def hungry(body: bytes, asked: int) -> tuple[str, bytes | None]:
+    try:
+        return str(len(bytearray(asked))), None
+    except MemoryError:
+        return "no memory", None
+
+
+def test_a_call_can_take_no_more_memory_than_its_bound():
+    isolated = Isolated(hungry, 60)
+    assert isolated(b"", 1 << 20) == (str(1 << 20), None)
+    assert isolated(b"", MEMORY_BYTES + 1) == ("no memory", None)
     isolated.close()
 
 

@@ -5,41 +5,39 @@ it streams; one deadline covers the whole. What the server announces is never tr
 """
 
 import asyncio
-import ipaddress
 import json
+import re
+import resource
 import ssl
-import time
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from types import TracebackType
+from typing import TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from yarl import URL
 
+from laionkit.backends.http.answers import Answer, Refused, failure, reason_of
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.backends.http.resolver import CheckedResolver, Lookup, LookupFailed
 from laionkit.backends.http.robots import RobotsCache
 from laionkit.backends.http.throttle import Throttle
 from laionkit.core.schemas import Reason
 
+T = TypeVar("T")
+
+# What RFC 3986 lets a link hold, but for steps such as ``/../``, which browsers take themselves.
+_WELL_FORMED = re.compile(r"(?!.*/\.\.?/)[!#$&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~%]+")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_STATUS_REASONS = {
-    401: Reason.HTTP_FORBIDDEN,
-    402: Reason.HTTP_FORBIDDEN,
-    403: Reason.HTTP_FORBIDDEN,
-    404: Reason.HTTP_NOT_FOUND,
-    407: Reason.HTTP_FORBIDDEN,
-    408: Reason.TIMEOUT,
-    410: Reason.HTTP_GONE,
-    425: Reason.HTTP_RATE_LIMITED,
-    429: Reason.HTTP_RATE_LIMITED,
-    451: Reason.HTTP_FORBIDDEN,
-}
-# An honest server asks for minutes; one that asks for a week is taken as "not today".
-MAX_RETRY_AFTER_S = 3600.0
-KEEP_ALIVE_S = 30.0
+# Long enough for the next picture of a busy host. A list of millions of hosts leaves a connection
+# open at each: at 200 links a second and 5 s they are 1,000, over TLS 0.2 MB each.
+KEEP_ALIVE_S = 5.0
+# Open files that a process asks for where the system sets no limit.
+MOST_FILES = 65_536
+# As long as http.client takes; policies in headers do exceed aiohttp's 8 kB.
+MAX_HEADER_BYTES = 65_536
 # RFC 9309: at least five redirects of a robots.txt are followed, at least 500 KiB of it read.
 MAX_ROBOTS_REDIRECTS = 5
 MAX_ROBOTS_BYTES = 512 * 1024
@@ -54,29 +52,6 @@ class ClientLimits:
     max_redirects: int = 5
     verify_tls: bool = True
     user_agent: str = "laionkit"
-
-
-@dataclass(slots=True)
-class Answer:
-    """What came of one attempt: bytes, or a reason with its detail.
-
-    `retry_after_s` is what the server asked for; `bytes_in` counts the body even where it is cut.
-    """
-
-    body: bytes | None = None
-    reason: Reason | None = None
-    detail: str = ""
-    evidence: str | None = None
-    retry_after_s: float = 0.0
-    bytes_in: int = 0
-
-
-class Refused(Exception):
-    """Ends an attempt with a reason."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.detail)
-        self.answer = answer
 
 
 class HttpClient:
@@ -98,6 +73,7 @@ class HttpClient:
 
     async def __aenter__(self) -> "HttpClient":
         """Open the connections' pool: one TLS context and one resolver for all."""
+        _raise_file_limit()
         context = ssl.create_default_context()
         if not self.limits.verify_tls:
             context.check_hostname = False
@@ -119,6 +95,8 @@ class HttpClient:
             headers={"User-Agent": self.limits.user_agent, "Accept-Encoding": "identity"},
             skip_auto_headers=("Accept",),
             trust_env=False,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
         )
         return self
 
@@ -137,9 +115,13 @@ class HttpClient:
         """Try one link once, within the deadline. Never raises for what the other side does."""
         if self._throttle is not None:
             await self._throttle.turn()
+        return await self._attempt(self._follow(url))
+
+    async def _attempt(self, work: Awaitable[T]) -> T | Answer:
+        """What `work` returns within the deadline, else the reason why it did not."""
         try:
             async with asyncio.timeout(self.limits.timeout_s):
-                return await self._follow(url)
+                return await work
         except Refused as refused:
             return refused.answer
         except TimeoutError:
@@ -165,10 +147,11 @@ class HttpClient:
         """Begin a request, once the host that aiohttp will connect to has been judged.
 
         yarl maps ideographic dots and full-width digits, so that ``127。0。0。1`` is an address
-        for aiohttp, which then asks no resolver.
+        for aiohttp, which then asks no resolver. It also spells escapes anew (``%3A`` becomes
+        ``:``), which breaks signed links: what is well-formed goes out as it was written.
         """
         assert self._session is not None, "open the client first"
-        url = URL(target)
+        url = URL(target, encoded=bool(_WELL_FORMED.fullmatch(target)))
         host = url.raw_host or ""
         if _is_address(host) and not self.policy.is_public(host):
             detail = f"{host} is not a public address"
@@ -195,30 +178,32 @@ class HttpClient:
         detail = f"more than {self.limits.max_redirects} redirects"
         raise Refused(Answer(None, Reason.TOO_MANY_REDIRECTS, detail))
 
-    async def _ask_robots(self, url: str) -> tuple[int, str, str]:
-        """Status, text and Date of a robots.txt, redirects followed.
+    async def _ask_robots(self, url: str) -> tuple[int, str, str] | Answer:
+        """Status, text and Date of a robots.txt, or why it cannot be had."""
+        return await self._attempt(self._follow_robots(url))
 
-        Raises as a link's request does, also where the server is in trouble: nothing may be asked
-        for then (RFC 9309, 2.3.1.4), and the trouble may pass.
+    async def _follow_robots(self, url: str) -> tuple[int, str, str]:
+        """Raises also where the server is in trouble.
+
+        Nothing may be asked for then (RFC 9309, 2.3.1.4), and the trouble may pass.
         """
-        async with asyncio.timeout(self.limits.timeout_s):
-            for _ in range(MAX_ROBOTS_REDIRECTS + 1):
-                target = self.policy.admit(url)
-                if isinstance(target, Denied):
-                    break
-                async with self._get(target) as response:
-                    location = response.headers.get("Location")
-                    if response.status == 429 or response.status >= 500:
-                        raise _failure(response, "its robots.txt: ")
-                    if response.status not in _REDIRECTS or not location:
-                        date = response.headers.get("Date", "")
-                        return response.status, await _read_text(response), date
-                    url = urljoin(target, location)
+        for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+            target = self.policy.admit(url)
+            if isinstance(target, Denied):
+                break
+            async with self._get(target) as response:
+                location = response.headers.get("Location")
+                if response.status == 429 or response.status >= 500:
+                    raise failure(response, "its robots.txt: ")
+                if response.status not in _REDIRECTS or not location:
+                    date = response.headers.get("Date", "")
+                    return response.status, await _read_text(response), date
+                url = urljoin(target, location)
         return 404, "", ""
 
     async def _take(self, response: aiohttp.ClientResponse) -> Answer:
         if not 200 <= response.status < 300:
-            raise _failure(response)
+            raise failure(response)
         denied = self.policy.judge(response.headers.items())
         if denied is not None:
             raise Refused(Answer(None, denied.reason, denied.detail, evidence=denied.evidence))
@@ -243,23 +228,17 @@ class HttpClient:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _failure(response: aiohttp.ClientResponse, what: str = "") -> Refused:
-    """A status that brings nothing, as a reason; `what` says whose it is."""
-    status = response.status
-    reason = _STATUS_REASONS.get(status)
-    if reason is None:
-        kinds = {4: Reason.HTTP_CLIENT_ERROR, 5: Reason.HTTP_SERVER_ERROR}
-        reason = kinds.get(status // 100, Reason.HTTP_PROTOCOL)
-    wait = retry_after(response.headers.get("Retry-After", ""))
-    return Refused(Answer(None, reason, f"{what}HTTP {status}", retry_after_s=wait))
-
-
 def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return False
-    return True
+    """Whether aiohttp takes a host for an address, which no resolver is asked for."""
+    return ":" in host or host.replace(".", "").isdigit()
+
+
+def _raise_file_limit() -> None:
+    """Let this process hold as many connections as it may: many shells begin with 1,024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, MOST_FILES) if hard == resource.RLIM_INFINITY else hard
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _read_text(response: aiohttp.ClientResponse) -> str:
@@ -268,34 +247,3 @@ async def _read_text(response: aiohttp.ClientResponse) -> str:
     while len(text) < MAX_ROBOTS_BYTES and (chunk := await response.content.readany()):
         text += chunk
     return text[:MAX_ROBOTS_BYTES].decode("utf-8", "replace")
-
-
-def retry_after(value: str) -> float:
-    """Seconds that a Retry-After header asks for, in either of its forms; 0 where it is none."""
-    value = value.strip()
-    if value.isascii() and value.isdigit() and len(value) < 10:
-        return min(float(value), MAX_RETRY_AFTER_S)
-    try:
-        wait = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    return min(max(wait, 0.0), MAX_RETRY_AFTER_S)
-
-
-def reason_of(error: BaseException) -> tuple[Reason, str]:
-    """The reason for what aiohttp raised, and one line of detail."""
-    detail = (str(error) or type(error).__name__).splitlines()[0][:300]
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, LookupFailed):
-            return inner.reason, inner.detail
-        inner = getattr(inner, "os_error", None) or inner.__cause__
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return Reason.TLS_FAILED, detail
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return Reason.CONNECT_FAILED, detail
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Reason.TRUNCATED_BODY, detail
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
-        return Reason.CONNECTION_LOST, detail
-    return Reason.HTTP_PROTOCOL, detail

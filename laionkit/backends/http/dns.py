@@ -30,8 +30,14 @@ class DnsClient:
     async def look_up(self, host: str, port: int) -> list[str]:
         """IPv4 addresses, then IPv6 ones. Raises socket.gaierror as the system would."""
         name = host.encode("idna")
-        answers = await asyncio.gather(self._ask(name, _A), self._ask(name, _AAAA))
-        return answers[0] + answers[1]
+        answers = await asyncio.gather(
+            self._ask(name, _A), self._ask(name, _AAAA), return_exceptions=True
+        )
+        found = [address for answer in answers if isinstance(answer, list) for address in answer]
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        if failed and not found:  # some servers fail at AAAA and know A
+            raise failed[0]
+        return found
 
     async def _ask(self, name: bytes, kind: int) -> list[str]:
         number = secrets.randbelow(1 << 16)

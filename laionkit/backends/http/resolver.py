@@ -20,6 +20,8 @@ KEEP_S = 300.0
 KEEP_FAILED_S = 30.0
 MAX_CACHED = 100_000
 
+# Kept in place of an exception, whose traceback would keep each request that it ended.
+Failure = tuple[Reason, str]
 # (name, port) -> addresses. Replaceable by a resolver of one's own.
 Lookup = Callable[[str, int], Awaitable[list[str]]]
 
@@ -46,7 +48,7 @@ class CheckedResolver(AbstractResolver):
         self._is_public = is_public
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
         self._lookup = lookup or self._system_lookup
-        self._cache: dict[str, tuple[float, list[str] | LookupFailed]] = {}
+        self._cache: dict[str, tuple[float, list[str] | Failure]] = {}
         self.lookups = 0
         self._under_way: dict[str, asyncio.Task[list[str]]] = {}
 
@@ -71,8 +73,8 @@ class CheckedResolver(AbstractResolver):
         """The cached or looked-up addresses; callers at the same time share one lookup."""
         cached = self._cache.get(host)
         if cached is not None and cached[0] > time.monotonic():
-            if isinstance(cached[1], LookupFailed):
-                raise cached[1]
+            if isinstance(cached[1], tuple):
+                raise LookupFailed(*cached[1])
             return cached[1]
         task = self._under_way.get(host)
         if task is None:
@@ -87,37 +89,33 @@ class CheckedResolver(AbstractResolver):
         self._cache.pop(host, None)
 
     async def _look_up(self, host: str, port: int) -> list[str]:
+        result = await self._result(host, port)
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        if isinstance(result, tuple):
+            if result[0] != Reason.DNS_TEMPORARY:
+                self._cache[host] = (time.monotonic() + KEEP_FAILED_S, result)
+            raise LookupFailed(*result)
+        self._cache[host] = (time.monotonic() + KEEP_S, result)
+        self.lookups += 1
+        return result
+
+    async def _result(self, host: str, port: int) -> list[str] | Failure:
         try:
             found = list(dict.fromkeys(await self._lookup(host, port)))
-            result: list[str] | LookupFailed = self._checked(host, found)
         except socket.gaierror as error:
             missing = error.errno in _NOT_FOUND
             reason = Reason.DNS_NOT_FOUND if missing else Reason.DNS_TEMPORARY
-            result = LookupFailed(reason, f"{host}: {error.strerror or error}")
+            return reason, f"{host}: {error.strerror or error}"
         except (UnicodeError, ValueError) as error:
-            result = LookupFailed(Reason.DNS_NOT_FOUND, f"{host}: {error}")
+            return Reason.DNS_NOT_FOUND, f"{host}: {error}"
         except OSError as error:
-            result = LookupFailed(Reason.DNS_TEMPORARY, f"{host}: {error}")
-        if not isinstance(result, LookupFailed):
-            self.lookups += 1
-        if len(self._cache) >= MAX_CACHED:
-            self._cache.clear()
-        failed = isinstance(result, LookupFailed)
-        if not (isinstance(result, LookupFailed) and result.reason == Reason.DNS_TEMPORARY):
-            keep = KEEP_FAILED_S if failed else KEEP_S
-            self._cache[host] = (time.monotonic() + keep, result)
-        if isinstance(result, LookupFailed):
-            raise result
-        return result
-
-    def _checked(self, host: str, found: list[str]) -> list[str] | LookupFailed:
+            return Reason.DNS_TEMPORARY, f"{host}: {error}"
         if not found:
-            return LookupFailed(Reason.DNS_NOT_FOUND, f"{host} has no address")
+            return Reason.DNS_NOT_FOUND, f"{host} has no address"
         public = [address for address in found if self._is_public(address)]
         if not public:
-            return LookupFailed(
-                Reason.ADDRESS_REFUSED, f"{host} is {found[0]}, not a public address"
-            )
+            return Reason.ADDRESS_REFUSED, f"{host} is {found[0]}, not a public address"
         return public
 
     async def _system_lookup(self, host: str, port: int) -> list[str]:

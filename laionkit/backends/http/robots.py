@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
+from laionkit.backends.http.answers import Answer, Refused
 from laionkit.backends.http.policy import RobotsRules
 
-# (address of a robots.txt) -> status, text and the server's time; raises where it cannot be had.
-Ask = Callable[[str], Awaitable[tuple[int, str, str]]]
+# (address of a robots.txt) -> status, text and the server's time, or why it cannot be had.
+Ask = Callable[[str], Awaitable[tuple[int, str, str] | Answer]]
 # A site's rules, and when the server gave them.
 Site = tuple[RobotsRules, str]
 MAX_SITES = 100_000
@@ -22,26 +24,28 @@ class RobotsCache:
         """`ask` fetches a robots.txt, `read` turns it into rules."""
         self._ask, self._read = ask, read
         self._rules: dict[str, Site] = {}
-        self._failed: dict[str, tuple[float, Exception]] = {}
-        self._under_way: dict[str, asyncio.Task[Site]] = {}
+        self._failed: dict[str, tuple[float, Answer]] = {}
+        self._under_way: dict[str, asyncio.Task[Site | Answer]] = {}
 
     async def forbids(self, url: str) -> tuple[str, str] | None:
         """The rule of the site's robots.txt that forbids a URL, and the server's time.
 
-        Raises what the request for it raised: without it the link must not be asked for (RFC
-        9309, 2.3.1.4), and it fails for the same reason, which may heal.
+        Raises Refused where it cannot be had: without it the link must not be asked for (RFC 9309,
+        2.3.1.4), and it fails for the same reason, which may heal.
         """
         parts = urlsplit(url)
         site = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
-        found = self._rules.get(site)
+        found: Site | Answer | None = self._rules.get(site)
         if found is None:
             found = await asyncio.shield(self._task(site))
+        if isinstance(found, Answer):
+            raise Refused(found)
         rules, time = found
         path = parts.path or "/"
         rule = rules.forbids(f"{path}?{parts.query}" if parts.query else path)
         return None if rule is None else (rule, time)
 
-    def _task(self, site: str) -> "asyncio.Task[Site]":
+    def _task(self, site: str) -> "asyncio.Task[Site | Answer]":
         task = self._under_way.get(site)
         if task is None:
             task = asyncio.create_task(self._look(site))
@@ -49,24 +53,29 @@ class RobotsCache:
             task.add_done_callback(lambda done: self._forget(site, done))
         return task
 
-    def _forget(self, site: str, task: "asyncio.Task[Site]") -> None:
+    def _forget(self, site: str, task: "asyncio.Task[Site | Answer]") -> None:
         self._under_way.pop(site, None)
         if not task.cancelled():
             task.exception()  # seen: nobody may be left who waits for it
 
-    async def _look(self, site: str) -> Site:
+    async def _look(self, site: str) -> Site | Answer:
         now = asyncio.get_running_loop().time()
-        until, error = self._failed.get(site, (0.0, None))
-        if error is not None and until > now:
-            raise error
-        try:
-            status, text, time = await self._ask(f"{site}/robots.txt")
-            found = self._read(status, text), time
-        except Exception as error:
-            self._failed[site] = (now + KEEP_FAILED_S, error)
-            raise
+        until, failed = self._failed.get(site, (0.0, None))
+        if failed is not None and until > now:
+            return failed
+        asked = await self._ask(f"{site}/robots.txt")
+        if isinstance(asked, Answer):
+            _make_room(self._failed)
+            self._failed[site] = (now + KEEP_FAILED_S, asked)
+            return asked
+        status, text, time = asked
         self._failed.pop(site, None)
-        if len(self._rules) >= MAX_SITES:
-            self._rules.clear()
-        self._rules[site] = found
+        _make_room(self._rules)
+        found = self._rules[site] = (self._read(status, text), time)
         return found
+
+
+def _make_room(sites: dict[str, Any]) -> None:
+    """Forget all where there are too many."""
+    if len(sites) >= MAX_SITES:
+        sites.clear()

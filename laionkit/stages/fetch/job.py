@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laionkit.backends.http.client import Answer
+from laionkit.backends.http.answers import Answer
 from laionkit.core.schemas import Reason
 from laionkit.ops.stored_image import Found
 from laionkit.ops.urls import UrlError, checked_url

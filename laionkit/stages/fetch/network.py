@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from laionkit.backends.http.client import Answer
+from laionkit.backends.http.answers import Answer
 from laionkit.core.errors import StageFailed
 from laionkit.core.schemas import Reason
 from laionkit.stages.fetch.job import Job

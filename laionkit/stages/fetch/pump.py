@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from laionkit.backends.http.client import Answer, HttpClient
+from laionkit.backends.http.answers import Answer
+from laionkit.backends.http.client import HttpClient
 from laionkit.backends.http.limits import HostQueue
 from laionkit.core.runner import Outcome
 from laionkit.core.schemas import Reason

@@ -213,7 +213,10 @@ def _value(found: Found, name: str) -> Any:
         return str(found.reason.status if found.reason else Status.SUCCESS)
     if name == "reason":
         return str(found.reason) if found.reason else None
-    return found.message if name == "error_message" else getattr(found, name)
+    if name == "error_message":
+        # Servers' words may hold bytes that are no text, and then no parquet could be written.
+        return found.message and found.message.encode(errors="replace").decode()
+    return getattr(found, name)
 
 
 def _python_rows(table: pa.Table) -> Iterator[dict[str, Any]]:

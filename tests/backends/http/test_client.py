@@ -1,16 +1,21 @@
 """The client against a real server: names, addresses, redirects, robots.txt, DNS."""
 
 import asyncio
+import errno
+import gc
 import socket
 import struct
 from dataclasses import replace
 
+import aiohttp
 import pytest
 
-from laionkit.backends.http.client import Answer, ClientLimits, HttpClient, retry_after
+from laionkit.backends.http.answers import Answer, Refused, reason_of, retry_after
+from laionkit.backends.http.client import ClientLimits, HttpClient
 from laionkit.backends.http.dns import DnsClient, read_reply, split_server
+from laionkit.backends.http.resolver import LookupFailed
 from laionkit.backends.http.throttle import Throttle
-from laionkit.core.errors import ConfigError
+from laionkit.core.errors import ConfigError, StageFailed
 from laionkit.core.schemas import Reason
 from laionkit.stages.fetch.config import FetchConfig
 from laionkit.stages.fetch.policy import make_policy
@@ -151,6 +156,65 @@ def test_robots_txt_is_read_once_and_honoured_unless_switched_off(server):
     assert [a.reason for a in ask(urls, allow_private=True, robots_txt=False)] == [None] * 3
 
 
+def test_an_endless_robots_txt_is_read_as_far_as_one_is_and_the_link_then_asked_for():
+    with FaultServer({"a.jpg": picture(1)}, "endless") as server:
+        (answer,) = ask([f"{server.url}/ok"], allow_private=True)
+    assert answer.reason is None
+
+
+def test_a_link_is_asked_for_as_it_was_written():
+    """Signed links break when an escape is spelt in another way."""
+    paths = ("/ok?u=https%3A%2F%2Fa%2c%27b%27&s=%e4+a", "/ok?a[]=~%7E", "/ok%3Fx")
+    odd = {"/img/../ok": "/ok", "/ok?a b": "/ok?a+b", "/ok?ü": "/ok?%C3%BC"}
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        urls = [server.url + path for path in (*paths, *odd)]
+        assert {a.reason for a in ask(urls, allow_private=True, robots_txt=False)} == {None}
+    assert server.as_written >= {*paths[:2], *odd.values()}
+
+
+@pytest.mark.parametrize("size", [9_000, 60_000])
+def test_a_long_header_does_not_cost_the_picture(server, size):
+    (answer,) = ask([f"{server.url}/longheader/{size}"], allow_private=True)
+    assert answer.reason is None
+
+
+def test_headers_without_end_are_cut(server):
+    urls = [f"{server.url}/manyheaders", f"{server.url}/longheader/70000"]
+    answers = ask(urls, allow_private=True, timeout_s=30)
+    assert [a.reason for a in answers] == [Reason.HTTP_PROTOCOL] * 2
+
+
+def test_links_that_fail_leave_nothing_behind_but_the_reason(server):
+    """A kept exception would keep its traceback, and so each request that it ended."""
+
+    async def missing(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "no")
+
+    async def run() -> int:
+        policy = make_policy(FetchConfig(allow_private=True))
+        async with HttpClient(ClientLimits(5.0), policy, lookup=missing) as client:
+            for _ in range(2):
+                for number in range(20):
+                    answer = await client.fetch(f"http://h{number}.example/")
+                    assert answer.reason == Reason.DNS_NOT_FOUND
+            gc.collect()
+            kept = (LookupFailed, Refused, aiohttp.ClientError)
+            return sum(isinstance(thing, kept) for thing in gc.get_objects())
+
+    assert asyncio.run(run()) < 5
+
+
+def test_no_file_left_to_open_stops_the_run_and_blames_no_server():
+    def full(code: int) -> OSError:
+        return OSError(code, "Too many open files")
+
+    for code in (errno.EMFILE, errno.ENFILE):
+        error = aiohttp.ClientError("Cannot connect")
+        error.__cause__ = full(code)
+        with pytest.raises(StageFailed, match="ulimit -n"):
+            reason_of(error)
+
+
 def test_names_that_do_not_resolve_say_whether_they_may_come_back():
     async def missing(host: str, port: int) -> list[str]:
         kind = socket.EAI_NONAME if host == "gone.example" else socket.EAI_AGAIN
@@ -195,6 +259,13 @@ def test_a_dns_server_of_ones_own_is_asked_directly():
     with pytest.raises(socket.gaierror) as caught:
         asyncio.run(client.look_up("nx.example", 80))
     assert caught.value.errno == socket.EAI_NONAME
+    dns.close()
+
+
+def test_a_dns_server_that_fails_at_ipv6_alone_is_believed_about_ipv4():
+    dns = FaultDns()
+    dns.knows_ipv6 = False
+    assert asyncio.run(DnsClient(dns.server).look_up("pictures.example", 80)) == ["127.0.0.9"]
     dns.close()
 
 
