@@ -225,12 +225,13 @@ _TURNS = {
 }
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation of a loaded picture: a PNG's may stand behind its pixels."""
     try:
-        return image.getexif().get(0x0112)
+        value = image.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block must not cost the picture
-        return None
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _decode_reason(error: Exception) -> tuple[Reason, str]:
