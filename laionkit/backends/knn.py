@@ -10,6 +10,7 @@ vectors is in memory, both memory-mapped when read:
 Shapes: N rows, D dimensions, Q queries, L lists, K answers. Rows are unit vectors.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,8 @@ _NTOTAL_AT = 8  # in a faiss header: fourcc, int32 d, then int64 ntotal
 _SLICE_ROWS = 16_384  # rows below which a second thread costs more than it gives
 _SLICE_GATHERED = 2_048
 _GATHER_ROWS = 512  # half a MiB at 512 dimensions, which stays in a core's cache
-_threads = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="knn")
+_CORES = os.cpu_count() or 1  # asking costs 30 µs
+_threads = ThreadPoolExecutor(max_workers=_CORES, thread_name_prefix="knn")
 _own = threading.local()
 
 
@@ -87,7 +89,7 @@ class FlatStore:
 
     def _sliced(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Cut the rows into parts, one a thread; each starts at a byte of a bitmap."""
-        parts = max(1, min(os.cpu_count() or 1, self.rows // _SLICE_ROWS))
+        parts = max(1, min(_CORES, self.rows // _SLICE_ROWS))
         step = max(8, -(-self.rows // parts // 8) * 8)
         for start in range(0, self.rows, step):
             yield start, self._bytes[start : start + step]
@@ -124,8 +126,26 @@ class FlatStore:
             return found.neighbours()
 
         rows = np.ascontiguousarray(rows)
-        parts = max(1, min(os.cpu_count() or 1, len(rows) // _SLICE_GATHERED))
+        parts = max(1, min(_CORES, len(rows) // _SLICE_GATHERED))
         return merge(_each(scan, np.array_split(rows, parts)), k)
+
+    def copy_of(self, rows: Int64) -> NDArray[np.uint8]:
+        """The bytes of some rows, one after the other, for `search_copy`."""
+        return np.take(self._bytes, rows, axis=0, mode="clip")
+
+    def search_copy(
+        self, query_D: Float32, k: int, codes_NB: NDArray[np.uint8], rows_N: Int64
+    ) -> Neighbours:
+        """The best k of the rows that were copied, by inner product; none missed."""
+
+        def scan(part: slice) -> Neighbours:
+            found = _Found(self._scanner(None, numbered=False), query_D, k)
+            found.add(codes_NB[part], rows_N[part])
+            return found.neighbours()
+
+        parts = max(1, min(_CORES, len(rows_N) // _SLICE_ROWS))
+        cuts = [len(rows_N) * i // parts for i in range(parts + 1)]
+        return merge(_each(scan, [slice(*pair) for pair in itertools.pairwise(cuts)]), k)
 
     def search(self, query_D: Float32, k: int, keep: Bitmap | None = None) -> Neighbours:
         """The best k rows by inner product, of those whose bit is set in `keep`; none missed."""
@@ -219,7 +239,7 @@ class ListStore:
             return _neighbours(scores, rows)
 
         total = int((self.starts[lists + 1] - self.starts[lists]).sum())
-        parts = max(1, min(os.cpu_count() or 1, total // _SLICE_ROWS))
+        parts = max(1, min(_CORES, total // _SLICE_ROWS))
         shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
         return merge(_each(scan, shares), k)
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import FlatStore, Neighbours, merge
 from laionkit.search import planner
+from laionkit.search.copies import Copies
 from laionkit.search.foreign import AnySegment
 from laionkit.search.keep import Keep
 from laionkit.search.planner import Step
@@ -21,10 +22,12 @@ def search_segment(
     keep: Keep | None,
     exact: bool,
     latency_ms: float = math.inf,
+    copies: Copies | None = None,
 ) -> tuple[Neighbours, Step]:
     """The k nearest rows of one segment, under a filter, and how they were found.
 
-    A probe scores no more than it should be able to in `latency_ms`; a scan is never cut.
+    A probe scores no more than it should be able to in `latency_ms`; a scan is never cut. A
+    filter whose vectors are among the `copies` is scanned.
     """
     matches = segment.count if keep is None else keep.count
     name = segment.info.name
@@ -34,8 +37,14 @@ def search_segment(
     if not isinstance(segment, Segment):
         found = segment.vectors.search(query_D, k, None if keep is None else keep.bitmap)
         return found, Step(name, "scan", matches, matches, exact=segment.vectors.exact)
-    if exact or segment.lists is None or not worth_probing(segment, k, matches):
-        found = _scan(segment, query_D, k, keep, matches)
+    copy = None if keep is None or copies is None else copies.of(keep, segment.vectors)
+    if (
+        exact
+        or copy is not None
+        or segment.lists is None
+        or not worth_probing(segment, k, matches)
+    ):
+        found = _scan(segment, query_D, k, keep, matches, copy)
         return found, Step(name, "scan", matches, matches)
     return _probe(segment, query_D, k, keep, matches, latency_ms)
 
@@ -113,7 +122,12 @@ def _score(
 
 
 def _scan(
-    segment: Segment, query_D: NDArray[np.float32], k: int, keep: Keep | None, matches: int
+    segment: Segment,
+    query_D: NDArray[np.float32],
+    k: int,
+    keep: Keep | None,
+    matches: int,
+    copy: NDArray[np.uint8] | None = None,
 ) -> Neighbours:
     """The k rows of the greatest cosines, proven.
 
@@ -123,7 +137,10 @@ def _scan(
     vectors, drift, fetch = segment.vectors, segment.info.drift, k + 16 + k // 16
     while True:
         fetch = min(fetch, matches)
-        rough = _rough(vectors, query_D, fetch, keep, matches)
+        if keep is not None and copy is not None:
+            rough = vectors.search_copy(query_D, fetch, copy, keep.rows)
+        else:
+            rough = _rough(vectors, query_D, fetch, keep, matches)
         found = Neighbours(vectors.cosines(query_D, rough.rows), rough.rows).top(k)
         last = float(rough.scores[-1])
         reach = last / (1 - drift) if last > 0 else last / (1 + drift)

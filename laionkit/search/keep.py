@@ -18,6 +18,8 @@ class Keep:
     def __init__(self, bitmap: Bitmap) -> None:
         """Wrap a bitmap: bit r of byte r // 8, lowest first."""
         self.bitmap = bitmap
+        self.asked = 0
+        self.copy: NDArray[np.uint8] | None = None  # of its rows' vectors, see copies.py
         self._offsets: NDArray[np.int64] | None = None
 
     @cached_property

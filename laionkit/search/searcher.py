@@ -18,6 +18,7 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
 from laionkit.search.blend import Kind, Weighted, blend, boosts_of, head_direction, parse_wish
+from laionkit.search.copies import Copies
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import TIMEOUT_S, DatasetFilters, Filters, FilterTable
@@ -61,6 +62,7 @@ class Searcher:
             None if segment.dead is None else Keep(bits.alive(segment.dead, segment.count))
             for segment in self.segments
         ]
+        self._copies = Copies()
         self._encoder = Encoder(opened.facts, device, allow_private)
         self._scores = Scores(self.dataset, opened.folder)
         self._filters = Filters(self._open_columns, self.segments)
@@ -128,7 +130,9 @@ class Searcher:
         """The k nearest rows to a unit vector, under one filter a segment, and how they came."""
         parts, steps, each_ms = [], [], latency_ms / len(self.segments)
         for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
-            found, step = search_segment(segment, query_D, k, keep, exact, each_ms)
+            found, step = search_segment(
+                segment, query_D, k, keep, exact, each_ms, self._copies
+            )
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)
         plan = Plan(

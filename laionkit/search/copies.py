@@ -1,0 +1,58 @@
+"""Copies of the vectors of narrow filters that are asked with again.
+
+Rows far apart cost a trip to memory each, five times what it takes to score them in turn. So where
+a filter that keeps few rows comes a second time its vectors are copied, and from then on all of
+them are scored: an answer is then exact, at less than a probe takes that looks at a third of them.
+"""
+
+import threading
+import weakref
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laionkit.backends.knn import FlatStore
+from laionkit.search.keep import Keep
+
+COPIED = 1 / 8  # the share of rows kept up to which a filter is copied
+COPIES_BYTES = 256 * 2**20
+_LARGEST = 2  # of the copies' bytes, one filter's are at most this part
+_ASKED = 2  # times, until a filter is worth a copy
+
+
+class Copies:
+    """What was copied, the filter asked with last at the end; the first make room for others."""
+
+    def __init__(self, most_bytes: int = COPIES_BYTES) -> None:
+        """Keep at most so many bytes."""
+        self._most = most_bytes
+        self._kept: OrderedDict[weakref.ref[Keep], int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, keep: Keep, vectors: FlatStore) -> NDArray[np.uint8] | None:
+        """The vectors of the rows kept, in order; None where they are not copied."""
+        size = 2 * vectors.dim * keep.count
+        if keep.count > COPIED * vectors.rows or size > self._most // _LARGEST:
+            return None
+        with self._lock:
+            if (copy := keep.copy) is not None:
+                self._kept.move_to_end(weakref.ref(keep))
+                return copy
+            keep.asked += 1
+            if keep.asked != _ASKED:
+                return None
+        copy = vectors.copy_of(keep.rows)
+        with self._lock:
+            keep.copy, keep.asked = copy, 0
+            self._kept[weakref.ref(keep)] = size
+            self._make_room()
+        return copy
+
+    def _make_room(self) -> None:
+        for gone in [kept for kept in self._kept if kept() is None]:
+            del self._kept[gone]
+        while sum(self._kept.values()) > self._most:
+            oldest = self._kept.popitem(last=False)[0]()
+            if oldest is not None:
+                oldest.copy = None
