@@ -38,12 +38,7 @@ def search_segment(
         found = segment.vectors.search(query_D, k, None if keep is None else keep.bitmap)
         return found, Step(name, "scan", matches, matches, exact=segment.vectors.exact)
     copy = None if keep is None or copies is None else copies.of(keep, segment.vectors)
-    if (
-        exact
-        or copy is not None
-        or segment.lists is None
-        or not worth_probing(segment, k, matches)
-    ):
+    if exact or copy is not None or segment.lists is None or not worth_probing(segment, k, matches):
         found = _scan(segment, query_D, k, keep, matches, copy)
         return found, Step(name, "scan", matches, matches)
     return _probe(segment, query_D, k, keep, matches, latency_ms)

@@ -130,9 +130,7 @@ class Searcher:
         """The k nearest rows to a unit vector, under one filter a segment, and how they came."""
         parts, steps, each_ms = [], [], latency_ms / len(self.segments)
         for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
-            found, step = search_segment(
-                segment, query_D, k, keep, exact, each_ms, self._copies
-            )
+            found, step = search_segment(segment, query_D, k, keep, exact, each_ms, self._copies)
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)
         plan = Plan(
