@@ -13,8 +13,8 @@ keep 100, 50, 10, 1 and 0.1 % of the rows by a column independent of the query's
 with them (0.7) or anti-correlated.
 
 Both sides are given a query's vector and a filter they have seen before, and answer rows and
-scores: each is asked twice with that filter and another query before it is timed. Peers run in an environment of their own
-(``--peer``, made on first use):
+scores: each is asked twice with that filter and another query before it is timed. Peers run in an
+environment of their own (``--peer``, made on first use):
 
 - autofaiss at its defaults, over-fetching 3,000 and filtering afterwards, as clip-retrieval does;
 - plain faiss, IVF of float16 vectors with a bitmap, at the least nprobe that reaches a recall@10
