@@ -30,6 +30,8 @@ _QUALITY: dict[EncodeFormat, int] = {
     "png": cv2.IMWRITE_PNG_COMPRESSION,
     "webp": cv2.IMWRITE_WEBP_QUALITY,
 }
+# Up to 4 megapixels: more is rare, and its floats would take over 50 MB.
+MAX_FLOAT_VALUES = 3 * 4_000_000
 # Threads of ours decode several pictures at once; OpenCV's own would only fight them.
 cv2.setNumThreads(1)
 
@@ -96,7 +98,21 @@ def scale(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[
     if decoded != original:
         return _shrink_coarse(image_HWC, target, original)
     name = how.down if target < original else how.up
+    if name == "area" and image_HWC.size <= MAX_FLOAT_VALUES:
+        return _shrink_by_area(image_HWC, target)
     return np.asarray(cv2.resize(image_HWC, target, interpolation=_FILTERS[name]), dtype=np.uint8)
+
+
+def _shrink_by_area(image_HWC: NDArray[np.uint8], target: Size) -> NDArray[np.uint8]:
+    """OpenCV's area filter, by way of floats where it must weigh fractions of pixels.
+
+    Same weights, same rounding; three quarters of the time, because OpenCV converts each value
+    once for each pixel it goes into. For whole factors it has faster code on bytes.
+    """
+    if image_HWC.shape[1] % target[0] == image_HWC.shape[0] % target[1] == 0:
+        return np.asarray(cv2.resize(image_HWC, target, interpolation=cv2.INTER_AREA), np.uint8)
+    fine = cv2.resize(image_HWC.astype(np.float32), target, interpolation=cv2.INTER_AREA)
+    return np.rint(fine).astype(np.uint8)
 
 
 def _shrink_coarse(image_HWC: NDArray[np.uint8], target: Size, original: Size) -> NDArray[np.uint8]:
