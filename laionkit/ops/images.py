@@ -93,7 +93,7 @@ def decode(
     """Decode hostile bytes to an upright sRGB picture, or raise PictureError with the reason.
 
     `shrink_to` maps the upright original (width, height) to the size the caller will scale to;
-    a large JPEG is then decoded at a DCT scale that stays at least twice as large.
+    a large JPEG is then decoded at a DCT scale that stays well above it (jpeg.OVERSIZE).
     """
     kind = sniff(data)
     if kind is None:

@@ -32,6 +32,9 @@ _QUALITY: dict[EncodeFormat, int] = {
 }
 # Up to 4 megapixels: more is rare, and its floats would take over 50 MB.
 MAX_FLOAT_VALUES = 3 * 4_000_000
+# How far the linear step of a coarse decode may shrink: it looks at two pixels a side, so further
+# would skip some.
+MAX_STEP = 1.5
 # Threads of ours decode several pictures at once; OpenCV's own would only fight them.
 cv2.setNumThreads(1)
 
@@ -116,20 +119,26 @@ def _shrink_by_area(image_HWC: NDArray[np.uint8], target: Size) -> NDArray[np.ui
 
 
 def _shrink_coarse(image_HWC: NDArray[np.uint8], target: Size, original: Size) -> NDArray[np.uint8]:
-    """Shrink what libjpeg decoded at 1/8, 1/4 or 1/2, at least twice the target's size.
+    """Shrink what libjpeg decoded at 1/8, 1/4 or 1/2, jpeg.OVERSIZE times the target or more.
 
     libjpeg rounds the scaled size up, so the last row and column stand for less than the others;
     taking them as whole would shift the picture by up to half a pixel, which cost 3 dB. Linear to
-    a multiple of the target, then the mean of whole pixels: the area filter within 0.05 dB, at
-    less than half the time of OpenCV's for fractions.
+    the target times a power of two, then the mean of two by two, for which OpenCV has vector code:
+    after JPEG q95 within 0.15 dB of the area filter, at a third of its time.
     """
     dct = round(8 * max(image_HWC.shape) / max(original)) / 8
     width, height = original[0] * dct, original[1] * dct
-    times = max(2, round(min(width / target[0], height / target[1])))
+    times = 2
+    while min(width / target[0], height / target[1]) >= MAX_STEP * times:
+        times *= 2
     x, y = times * target[0], times * target[1]
     linear = cv2.INTER_LINEAR
     fine = cv2.resize(image_HWC, None, fx=x / width, fy=y / height, interpolation=linear)[:y, :x]
-    return np.asarray(cv2.resize(fine, target, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    while times > 1:
+        times //= 2
+        size = times * target[0], times * target[1]
+        fine = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(fine, dtype=np.uint8)
 
 
 def frame(image_HWC: NDArray[np.uint8], how: Resize, original: Size) -> NDArray[np.uint8]:
