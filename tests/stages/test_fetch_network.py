@@ -1,6 +1,7 @@
 """fetch when the network goes: nothing false is recorded, and slow hosts slow only themselves."""
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from laionkit.core.progress import Event, Note
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site
 from laionkit.stages.fetch import FetchConfig, fetch
-from laionkit.stages.fetch.worker import bytes_per_s, pump_limits
+from laionkit.stages.fetch.worker import FetchWorker, bytes_per_s, pump_limits
 from tests.fault_dns import FaultDns
 from tests.fault_server import FaultServer
 from tests.stages.shards import picture
@@ -93,6 +94,25 @@ def test_a_network_that_stays_away_stops_the_run_and_records_nothing(tmp_path, s
     assert not list(Path(dataset, "shards").glob("*.tar"))
     report = fetch(dataset, settings(dns, network_wait_s=0), runner=Runner(workers=1))
     assert report.counts.reasons == {"dns_temporary": 60}
+
+
+def test_a_first_shard_that_fails_whole_waits_for_the_next_before_it_is_judged(
+    tmp_path, server, dns
+):
+    """A network that was never there must not cost the rows asked for before the others came."""
+    dataset = make_dataset(tmp_path, many_hosts(server, 60), 10)
+    dns.good_answers, dns.fails_for_s = 0, 600
+    config = settings(dns, network_wait_s=0.3)
+
+    def shards():
+        yield "00000"
+        while len(worker.pump.watch.suspects) < 10 and worker.inbox.empty():
+            time.sleep(0.01)
+        assert worker.inbox.empty()
+        yield from (f"{number:05d}" for number in range(1, 6))
+
+    with FetchWorker(dataset, config, None, Site()) as worker, pytest.raises(StageFailed):
+        list(worker.process(shards()))
 
 
 def test_links_that_are_dead_by_themselves_are_recorded_without_a_wait(tmp_path, server, dns):

@@ -91,6 +91,8 @@ class Pump:
         self._lock = threading.Lock()
         self._news = News()
         self.unstarted = 0
+        # Whether links in a moment could clear, or damn, those that failed by now.
+        self.more_will_come = True
 
     def start(self) -> None:
         """Start the loop and wait until it stands."""
@@ -170,10 +172,15 @@ class Pump:
         task.add_done_callback(crew.discard)
 
     async def _lend(self, group: asyncio.TaskGroup, crew: set[asyncio.Task[None]]) -> None:
-        """Add a hand for every request that is slow, up to as many again."""
+        """Add a hand for every request that is slow, up to as many again.
+
+        Where nothing is left to ask for, what was held back has had its chance.
+        """
         most = self.limits.concurrency
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            if not (self.more_will_come or self.queue.queued or self._asking):
+                self._judge_suspects()
             late = self._now() - SLOW_S
             slow = sum(1 for started in self._asking.values() if started < late)
             self._hands_wanted = most + min(slow, most)
@@ -190,8 +197,6 @@ class Pump:
         try:
             while self._hands <= self._hands_wanted:
                 await self._do(*await self.queue.get())
-                if self.watch.suspects and not self.queue.queued and not self._asking:
-                    self._judge_suspects()
         finally:
             self._hands -= 1
 

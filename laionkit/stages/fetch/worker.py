@@ -99,6 +99,7 @@ class FetchWorker:
                 if shard is not None:
                     self._begin(shard)
                     in_flight += 1
+            self.pump.more_will_come = not is_last and in_flight < MOST_SHARDS_WAITED_FOR
             if time.monotonic() - told >= NEWS_EVERY_S:
                 told = time.monotonic()
                 self._tell()
