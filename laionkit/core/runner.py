@@ -7,13 +7,8 @@ A stage hands over a worker: opened once per process with what is costly, then f
 an iterator, from which it may take several before it yields the first outcome.
 """
 
-import gc
 import logging
 import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 import traceback
 import zlib
@@ -22,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from laionkit.core.config import StageConfig
+from laionkit.core.crew import Child, disk_full, feed, one_line
 from laionkit.core.errors import ConfigError, LaionkitError, StageFailed, is_disk_full
 from laionkit.core.files import Written
 from laionkit.core.progress import (
@@ -300,24 +295,24 @@ class _Run:
             in_flight: set[str] = set()
             try:
                 with open_worker(self.site(0, 1, self.runner.progress.emit)) as worker:
-                    for outcome in worker.process(_feed(self.take, in_flight)):
+                    for outcome in worker.process(feed(self.take, in_flight)):
                         self.commit(outcome)
                         in_flight.discard(outcome.shard)
             except LaionkitError:
                 raise
             except Exception as error:  # the shard boundary: one bad shard must not stop the run
                 _raise_if_disk_full(error, self.records)
-                self.give_back(in_flight, _one_line(error), traceback.format_exc())
+                self.give_back(in_flight, one_line(error), traceback.format_exc())
 
     def in_processes(self, open_worker: OpenWorker, count: int) -> None:
         context = multiprocessing.get_context("spawn")
-        crew: dict[Connection, _Child] = {}
+        crew: dict[Connection, Child] = {}
         try:
             while self.waiting or crew:
-                while len(crew) < count and self.waiting and self._wanted(crew):
+                while len(crew) < count and self.waiting:
                     # The number of one that died, not of one that lives: each has its own GPU.
                     free = min(set(range(count)) - {child.number for child in crew.values()})
-                    child = _Child.start(context, open_worker, self.site(free, count, _mute))
+                    child = Child.start(context, open_worker, self.site(free, count, _mute))
                     crew[child.pipe] = child
                 for pipe in wait(list(crew)):
                     assert isinstance(pipe, Connection)
@@ -329,10 +324,7 @@ class _Run:
             for child in crew.values():
                 child.join()
 
-    def _wanted(self, crew: Mapping[Connection, "_Child"]) -> bool:
-        return len(crew) < len(self.waiting) + len(crew)
-
-    def _serve(self, child: "_Child") -> bool:
+    def _serve(self, child: "Child") -> bool:
         """Take one message from a child; False when the child is gone."""
         try:
             kind, payload = child.pipe.recv()
@@ -363,88 +355,10 @@ class _Run:
         return True
 
 
-@dataclass
-class _Child:
-    """A worker process and the parent's end of its pipe."""
-
-    number: int
-    process: BaseProcess
-    pipe: Connection
-    in_flight: set[str] = field(default_factory=set)
-    said_bye: bool = False
-
-    @classmethod
-    def start(cls, context: Any, open_worker: OpenWorker, site: Site) -> "_Child":
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_child_main, args=(theirs, open_worker, site), daemon=True)
-        process.start()
-        theirs.close()
-        return cls(site.worker, process, ours)
-
-    def join(self) -> None:
-        self.pipe.close()
-        self.process.join(timeout=10)
-        if self.process.is_alive():
-            self.process.kill()
-
-
-def _child_main(pipe: Connection, open_worker: OpenWorker, site: Site) -> None:
-    """Run one worker in a child process, talking to the parent over `pipe`. Never returns."""
-    gc.freeze()  # what is loaded stays: the collector need not look at it again and again
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it terminates us
-    lock = threading.Lock()
-
-    def send(kind: str, payload: object = None) -> None:
-        with lock:
-            pipe.send((kind, payload))
-
-    def take() -> str | None:
-        send("next")
-        shard: str | None = pipe.recv()
-        return shard
-
-    site = Site(
-        site.worker, site.workers, site.part, site.parts, site.device, lambda e: send("event", e)
-    )
-    try:
-        with open_worker(site) as worker:
-            for outcome in worker.process(_feed(take, set())):
-                send("outcome", outcome)
-        send("bye")
-    except (BrokenPipeError, EOFError):
-        os._exit(1)  # the parent is gone: nobody is left to tell
-    except LaionkitError as error:
-        send("stop", error)
-    except Exception as error:  # the shard boundary: the parent retries what was in flight
-        if is_disk_full(error):
-            send("stop", _disk_full(str(error)))
-        send("failed", (_one_line(error), traceback.format_exc()))
-    # Nothing is left to do, and ending the interpreter would walk all that it ever loaded.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _feed(take: Callable[[], str | None], in_flight: set[str]) -> Iterator[str]:
-    while (shard := take()) is not None:
-        in_flight.add(shard)
-        yield shard
-
-
 def _mute(event: Event) -> None:
     """Stand in for a report function until the child process makes its own."""
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-
-
 def _raise_if_disk_full(error: Exception, records: StageRecords) -> None:
     if is_disk_full(error):
-        raise _disk_full(records.dataset.url) from error
-
-
-def _disk_full(where: str) -> StageFailed:
-    return StageFailed(
-        f"no space left on the disk of {where}. Finished shards are safe: make room and run again"
-    )
+        raise disk_full(records.dataset.url) from error
