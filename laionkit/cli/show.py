@@ -121,7 +121,7 @@ def stages(found: Sequence[StageStatus]) -> None:
 
 def columns(found: Sequence[ColumnInfo]) -> None:
     """Print a row a column."""
-    rows = [(c.name, c.type, c.origin, c.nulls, c.min, c.max) for c in found]
+    rows = [(c.name, c.type, c.origin, c.nulls, _cut(c.min), _cut(c.max)) for c in found]
     table(("column", "type", "origin", "nulls", "min", "max"), rows)
 
 

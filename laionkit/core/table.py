@@ -299,17 +299,18 @@ class DatasetTable(Engine):
     def _score_source(self, files: Sequence[tuple[str, str]]) -> _Source:
         """A score column's view where no key was tried twice.
 
-        Its schema is known, so that only its first file is opened before a query.
+        Its files are of one schema, so that only the first is opened before a query.
         """
         paths = [self._path(path) for _, path in files]
         self._files.update(paths)
         view = f"laionkit_score_{len(self._sources)}"
         listed = ", ".join(sql_text(path) for path in paths)
-        value = _number("value", "FLOAT")
+        first = f"DESCRIBE SELECT key, value FROM read_parquet({sql_text(paths[0])})"
+        kinds = {name: kind for name, kind, *_ in self._con.execute(first).fetchall()}
+        value = _number("value", kinds["value"])
         self._con.execute(
             f"CREATE VIEW {view} AS SELECT key, {value} AS value FROM read_parquet([{listed}])"
         )
-        kinds = {"key": "VARCHAR", "value": "FLOAT"}
         return _Source(view, 0, kinds, files, {name: name for name in kinds})
 
     def _show_score(self, column: str, made: StageMade, source: _Source) -> None:

@@ -21,6 +21,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
+from laionkit.core.table import columns
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.embed import EmbedConfig, embed, worker
 from laionkit.stages.embed.worker import EmbedWorker
@@ -192,6 +193,8 @@ def test_words_become_columns_in_the_pass_and_later_alike(tmp_path, settings):
         "a red thing",
         "a blue thing",
     }
+    kinds = {info.name: info.type for info in columns(folder.url)}
+    assert [kinds[name] for name in names] == ["FLOAT", "VARCHAR", "FLOAT"]
     for name in names:
         folder.remove(f".laionkit/score/{name}/00000.json")
         folder.remove(f"scores/{name}/00000.parquet")

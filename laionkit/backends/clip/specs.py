@@ -75,32 +75,50 @@ def parse(text: str) -> Spec:
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not slash or not rest:
-        raise ConfigError(f"model {text!r} names no weights: give {name}/TAG with {_tags(tags)}")
+        raise ConfigError(f"model {text!r} names no weights: give NAME/TAG with {_tags(name)}")
     if tables.is_pretrained_cfg(name, rest):
         spec = Spec(text, name, tag=rest)
-        _check_activation(spec, bool(spec.pretrained.get("quick_gelu")), rest)
+        _check_activation(spec, _right_architecture(name, rest), rest)
         return spec
     if Path(rest).is_file():
         return Spec(text, name, path=rest)
     raise ConfigError(
         f"model {text!r}: {name} has no weights {rest!r}{did_you_mean(rest, tags)}, and no such "
-        f"file is there; {_tags(tags)}, or the path of a weights file"
+        f"file is there; {_tags(name)}, or the path of a weights file"
     )
 
 
-def _tags(tags: list[str]) -> str:
+def _tags(architecture: str) -> str:
+    """The published tags of an architecture, those that belong to its twin named as the twin's."""
+    tags = [
+        tag if right == architecture else f"{tag} (of {right})"
+        for tag in open_clip.list_pretrained_tags_by_model(architecture)
+        for right in [_right_architecture(architecture, tag)]
+    ]
     return f"TAG one of {', '.join(tags)}" if tags else "a weights file (it has no published tags)"
 
 
-def _check_activation(spec: Spec, wanted_quick: bool, weights: str) -> None:
+def _right_architecture(architecture: str, tag: str) -> str:
+    """The name under which an architecture is built with the activation that a tag's weights want.
+
+    open_clip lists the tag openai with ViT-B-32 and with ViT-B-32-quickgelu, which is the right
+    one; a few have no such twin, and are right as they are.
+    """
+    plain = architecture.removesuffix("-quickgelu")
+    is_quick = tables.get_pretrained_cfg(architecture, tag).get("quick_gelu")
+    right = f"{plain}-quickgelu" if is_quick else plain
+    return right if right in open_clip.list_models() else architecture
+
+
+def _check_activation(spec: Spec, right: str, weights: str) -> None:
     """Refuse weights on an architecture with the other activation, naming the right one."""
-    config = open_clip.get_model_config(spec.architecture)
-    built_quick = bool(config.get("quick_gelu", False))
-    plain = spec.architecture.removesuffix("-quickgelu")
-    right = f"{plain}-quickgelu" if wanted_quick else plain
-    if built_quick == wanted_quick or right not in open_clip.list_models():
+    is_quick = [
+        bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
+        for name in (spec.architecture, right)
+    ]
+    if is_quick[0] == is_quick[1]:
         return
-    activation = "QuickGELU" if wanted_quick else "plain GELU"
+    activation = "QuickGELU" if is_quick[1] else "plain GELU"
     raise ConfigError(
         f"model {spec.text!r}: these weights were trained with {activation}, which "
         f"{spec.architecture} is not built with (its embeddings would be wrong): "
@@ -131,8 +149,8 @@ def identity(architecture: str, tag: str) -> str:
 def identify(spec: Spec, sha256: str, declared: str | None) -> tuple[str, str]:
     """Whose embedding a model makes, and whether that was found out or declared by the user.
 
-    Raises ConfigError where the declaration contradicts what is known, and where known weights
-    meet an architecture with another activation.
+    Raises ConfigError where the declaration contradicts what is known, and where weights that are
+    known or declared meet an architecture with another activation.
     """
     found = _found_identity(spec, sha256)
     if found and declared and declared != found:
@@ -140,8 +158,20 @@ def identify(spec: Spec, sha256: str, declared: str | None) -> tuple[str, str]:
     if found:
         return found, "computed"
     if declared:
+        architecture, tag = _declared_weights(declared)
+        if spec.path and tag:
+            _check_activation(spec, _right_architecture(architecture, tag), spec.path)
         return declared, "declared"
     return f"sha256:{sha256}", "computed"
+
+
+def _declared_weights(declared: str) -> tuple[str, str]:
+    """The architecture and tag that an identity such as openai/ViT-L-14 names; empty for others."""
+    tag, _, name = declared.partition("/")
+    for architecture in (name, f"{name}-quickgelu"):
+        if tables.is_pretrained_cfg(architecture, tag):
+            return architecture, tag
+    return "", ""
 
 
 def _found_identity(spec: Spec, sha256: str) -> str | None:
@@ -152,7 +182,7 @@ def _found_identity(spec: Spec, sha256: str) -> str | None:
     if sha256 in known_weights():
         architecture, tag = known_weights()[sha256]
         if spec.path:
-            _check_activation(spec, True, spec.path)
+            _check_activation(spec, _right_architecture(architecture, tag), spec.path)
         return identity(architecture, tag)
     if spec.text.startswith(HUB):
         repository = spec.text.removeprefix(HUB)

@@ -17,7 +17,7 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site, StageReport, Task, Worker
-from laionkit.core.schemas import EMBEDDINGS
+from laionkit.core.schemas import EMBEDDINGS, SCORES
 from laionkit.core.scores import begin_column, read_labels
 from laionkit.core.shards import ShardRef, list_shards
 
@@ -110,7 +110,8 @@ def embed(
         box.empty()
     report = runner.run(records, config, tasks, opener, workers=workers)
     _note_unscored(runner, folder, records, heads)
-    return report.model_copy(update={"outputs": (f"{EMBEDDINGS}/{model}",)})
+    outputs = (f"{EMBEDDINGS}/{model}", *(f"{SCORES}/{column}" for column in heads))
+    return report.model_copy(update={"outputs": outputs})
 
 
 def _open_worker(

@@ -31,7 +31,7 @@ def test_the_wrong_activation_is_an_error_that_names_the_right_model(wrong, righ
     [
         ("ViT-L-41/openai", r"no architecture 'ViT-L-41' \(did you mean"),
         ("ViT-L-14-quickgelu/openia", r"no weights 'openia' \(did you mean openai"),
-        ("ViT-B-32", "names no weights: give ViT-B-32/TAG with TAG one of openai"),
+        ("ViT-B-32", r"no weights: give NAME/TAG with TAG one of openai \(of ViT-B-32-quickgelu\)"),
         ("ViT-B-32/", "names no weights"),
         ("tniy", "or tiny$"),
     ],
@@ -55,6 +55,17 @@ def test_known_weights_are_known_by_their_sha256_and_unknown_ones_by_declaration
     plain = specs.parse(f"ViT-L-14/{weights}")
     with pytest.raises(ConfigError, match=f"use ViT-L-14-quickgelu/{weights}"):
         specs.identify(plain, l14, None)
+
+
+def test_declared_weights_must_meet_their_activation(tmp_path):
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"")
+    plain, quick = (specs.parse(f"ViT-B-32{kind}/{weights}") for kind in ("", "-quickgelu"))
+    with pytest.raises(ConfigError, match=f"QuickGELU.*use ViT-B-32-quickgelu/{weights}"):
+        specs.identify(plain, "ab" * 32, "openai/ViT-B-32")
+    with pytest.raises(ConfigError, match=f"plain GELU.*use ViT-B-32/{weights}"):
+        specs.identify(quick, "ab" * 32, "laion2b_s34b_b79k/ViT-B-32")
+    assert specs.identify(plain, "ab" * 32, "me/mine") == ("me/mine", "declared")
 
 
 def test_a_hub_repository_of_published_weights_is_the_same_backbone():
