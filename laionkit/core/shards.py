@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
@@ -35,8 +36,9 @@ class ShardWriter:
         self._ordered = ordered
         self._file, self._size = file, 0
         self._last = ""
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        # What waits to be written in one piece: hashing and writing run long outside Python's lock.
+        self._waiting = memoryview(bytearray(_WRITE_BYTES))
+        self._filled = 0
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
@@ -44,11 +46,9 @@ class ShardWriter:
             raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
         self._last = key
         for extension, data in members.items():
-            parts = (_header(f"{key}.{extension}", len(data)), data, bytes(-len(data) % _BLOCK))
-            self._waiting += parts
-            self._waiting_bytes += sum(map(len, parts))
-        if self._waiting_bytes >= _WRITE_BYTES:
-            self._flush()
+            self._put(_header(f"{key}.{extension}", len(data)))
+            self._put(data)
+            self._put(_ZERO_BLOCK[: -len(data) % _BLOCK])
 
     def close(self) -> None:
         """Write the tar's end: two empty blocks, and up to a whole record as tar does."""
@@ -56,11 +56,21 @@ class ShardWriter:
         end = 2 * _BLOCK
         self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
 
+    def _put(self, data: bytes) -> None:
+        end = self._filled + len(data)
+        if end > _WRITE_BYTES:
+            self._flush()
+            end = len(data)
+            if end > _WRITE_BYTES:
+                self._size += self._file.write(data)
+                return
+        self._waiting[self._filled : end] = data
+        self._filled = end
+
     def _flush(self) -> None:
-        """Write what waits in one piece: hashing and writing run long outside Python's lock."""
-        self._size += self._waiting_bytes
-        self._file.write(b"".join(self._waiting))
-        self._waiting, self._waiting_bytes = [], 0
+        """Write what waits."""
+        self._size += self._file.write(self._waiting[: self._filled])
+        self._filled = 0
 
     def __enter__(self) -> "ShardWriter":
         """Use as a context: the end is written only where nothing failed."""
@@ -80,14 +90,15 @@ def _header(name: str, size: int) -> bytes:
         info.size, info.mode, info.mtime = size, 0o444, 0
         return info.tobuf(tarfile.USTAR_FORMAT)
     length = b"%011o" % size
-    checksum = _EMPTY_SUM + sum(encoded) + sum(length)
-    return b"%b%b%b%b%06o\0%b" % (
-        encoded.ljust(100, b"\0"),
-        _EMPTY_HEADER[100:124],
+    checksum = _EMPTY_SUM + sum(encoded + length)
+    return b"%b%b%b%b%b%06o\0%b" % (
+        encoded,
+        _ZERO_BLOCK[: 100 - len(encoded)],
+        _BEFORE_SIZE,
         length,
-        _EMPTY_HEADER[135:148],
+        _BEFORE_SUM,
         checksum,
-        _EMPTY_HEADER[155:],
+        _AFTER_SUM,
     )
 
 
@@ -103,6 +114,8 @@ def _empty_header() -> bytes:
 
 _EMPTY_HEADER = _empty_header()
 _EMPTY_SUM = sum(_EMPTY_HEADER)
+_BEFORE_SIZE, _BEFORE_SUM = _EMPTY_HEADER[100:124], _EMPTY_HEADER[135:148]
+_AFTER_SUM = _EMPTY_HEADER[155:]
 
 
 class Member(NamedTuple):
@@ -130,9 +143,9 @@ def read_contents(file: BinaryIO) -> ShardContents:
     damage = ""
     plain = _plain_members(file)
     if plain is not None:
-        for name, member in plain:
+        for name, place in zip(*plain, strict=True):
             key, extension = split_member(name)
-            samples.setdefault(key, {})[extension] = member
+            samples.setdefault(key, {})[extension] = Member(*place)
         return ShardContents({key: samples[key] for key in sorted(samples)})
     file.seek(0)
     try:
@@ -154,73 +167,85 @@ def read_contents(file: BinaryIO) -> ShardContents:
     return ShardContents(kept, damage)
 
 
-def read_images(file: BinaryIO) -> tuple[dict[str, tuple[str, Member]], str]:
-    """Each sample's picture in a seekable tar, as key → (extension, place), and the damage."""
+# Where each picture of a tar lies in it.
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image_ext", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+    ]
+)
+
+
+def read_images(file: BinaryIO) -> tuple[pa.Table, str]:
+    """Each sample's picture in a seekable tar (IMAGES_SCHEMA), and the damage."""
     plain = _plain_members(file)
     if plain is None:
         contents = read_contents(file)
         images = ((key, image_member(members)) for key, members in contents.samples.items())
-        return {key: image for key, image in images if image}, contents.damage
-    found: dict[str, tuple[str, Member]] = {}
-    for name, member in plain:
-        if not name.lower().endswith(IMAGE_EXTENSIONS):
-            continue
-        key, extension = split_member(name)
-        rank = _IMAGE_RANK.get(extension)
-        if rank is not None and (key not in found or rank <= _IMAGE_RANK[found[key][0]]):
-            found[key] = extension, member
-    return found, ""
+        return _image_table([(key, i[0], *i[1]) for key, i in images if i]), contents.damage
+    found: dict[str, tuple[str, str, int, int]] = {}
+    for name, place in zip(*plain, strict=True):
+        if name.lower().endswith(IMAGE_EXTENSIONS):
+            key, extension = split_member(name)
+            rank = _IMAGE_RANK.get(extension)
+            if rank is not None and (key not in found or rank <= _IMAGE_RANK[found[key][1]]):
+                found[key] = key, extension, *place
+    return _image_table(list(found.values())), ""
 
 
-def _plain_members(file: BinaryIO) -> list[tuple[str, Member]] | None:
-    """Members of a whole tar of plain files, read many times faster than ``tarfile`` does.
+def _image_table(rows: list[tuple[str, str, int, int]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(IMAGES_SCHEMA)
+    return pa.table(list(map(list, columns)), schema=IMAGES_SCHEMA)
+
+
+def _plain_members(file: BinaryIO) -> tuple[list[str], list[tuple[int, int]]] | None:
+    """Names and places (offset, size) in a whole tar of plain files, faster than ``tarfile``.
 
     None where anything else is met (long names, links, damage): then ``tarfile`` judges.
     """
     size = file.seek(0, io.SEEK_END)
-    read_at = _reader(file)
-    found: list[tuple[str, Member]] = []
+    read_ahead = _reader(file)
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
     headers: list[bytes] = []
-    places: list[Member] = []
-    offset = 0
+    offset, start, ahead = 0, 0, b""
     while offset + _BLOCK <= size:
-        header = read_at(offset)
+        header = ahead[offset - start : offset - start + _BLOCK]
+        if len(header) < _BLOCK:
+            start, ahead = offset, read_ahead(offset)
+            header = ahead[:_BLOCK]
         ended = header == _ZERO_BLOCK
         if ended or len(headers) == _HEADERS_AT_ONCE:
-            names = _plain_names(headers)
-            if names is None:
+            some = _plain_names(headers)
+            if some is None:
                 return None
-            found += zip(names, places, strict=True)
-            headers, places = [], []
+            names += some
+            headers = []
         if ended:
-            return found
+            return names, places
         try:
             length = int(header[124:136].rstrip(b"\0 "), 8)
         except ValueError:
             return None
         headers.append(header)
-        places.append(Member(offset + _BLOCK, length))
-        offset += _BLOCK + -(-length // _BLOCK) * _BLOCK
+        offset += _BLOCK
+        places.append((offset, length))
+        offset += length + -length % _BLOCK
     return None
 
 
 def _reader(file: BinaryIO) -> Callable[[int], bytes]:
-    """Read one block at an offset: past the buffer where the file is a real one."""
+    """Read the block at an offset and what lies near behind it.
+
+    A caption and its neighbours come with one read; a picture is passed over.
+    """
     try:
         number = file.fileno()
     except (AttributeError, OSError):
-        return lambda offset: file.read(_BLOCK) if file.seek(offset) >= 0 else b""
-    start, ahead = 0, b""
-
-    def read(offset: int) -> bytes:
-        """A caption and its neighbours come with one read; a picture is passed over."""
-        nonlocal start, ahead
-        at = offset - start
-        if not 0 <= at <= len(ahead) - _BLOCK:
-            start, at, ahead = offset, 0, os.pread(number, _AHEAD, offset)
-        return ahead[at : at + _BLOCK]
-
-    return read
+        return lambda offset: file.read(_AHEAD) if file.seek(offset) >= 0 else b""
+    return lambda offset: os.pread(number, _AHEAD, offset)
 
 
 def _plain_names(headers: list[bytes]) -> list[str] | None:
@@ -232,7 +257,8 @@ def _plain_names(headers: list[bytes]) -> list[str] | None:
     if prefix_N.any() or not np.isin(kind_N, (0, ord("0"))).all():
         return None
     # The checksum is taken with blanks in its own place; it is stated as six octal digits.
-    sum_N = header_NB.sum(axis=1) - header_NB[:, 148:156].sum(axis=1) + 8 * ord(" ")
+    stated_NB = header_NB[:, 148:156]
+    sum_N = header_NB.sum(axis=1, dtype=np.int64) - stated_NB.sum(axis=1) + 8 * ord(" ")
     digit_N6 = header_NB[:, 148:154].astype(np.int64) - ord("0")
     stated_N = digit_N6 @ (8 ** np.arange(5, -1, -1))
     if (digit_N6 < 0).any() or (digit_N6 > 7).any() or not np.array_equal(sum_N, stated_N):

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,9 +28,10 @@ SUBSET_SHARD = "subset_shard"
 SUBSET_FILE = "subset_file"
 FILES = "files"
 SAMPLE_HASH = "sample_sha256"
-# Hashing and file access run outside Python's lock; more threads than this only wait for it.
-WRITERS = 3
+# Hashing and file access run outside Python's lock; more threads than this mostly wait for it.
+WRITERS = 2
 ROWS_PER_GROUP = 10_000
+_SIZE = struct.Struct(">Q").pack
 
 
 @dataclass
@@ -162,8 +164,9 @@ class _Rows:
 
 def sample_hash(line: bytes, text: bytes, image: bytes) -> str:
     """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
-    sizes = [len(part).to_bytes(8, "big") for part in (line, text, image)]
-    digest = hashlib.sha256(b"".join((sizes[0], line, sizes[1], text, sizes[2])))
+    digest = hashlib.sha256(
+        b"%b%b%b%b%b" % (_SIZE(len(line)), line, _SIZE(len(text)), text, _SIZE(len(image)))
+    )
     digest.update(image)
     return digest.hexdigest()
 

@@ -62,7 +62,7 @@ def gather_facts(
         counts=selection.counts(),
         funnel=selection.funnel(),
         exclusive=_exclusive(selection, terms),
-        histograms=[h for h in (_histogram(selection, name, terms) for name in shown) if h],
+        histograms=_histograms(selection, shown, terms),
         sizes=_sizes(selection),
         domains=_top(selection, "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"),
         licences=_top(selection, "license", "license"),
@@ -96,22 +96,45 @@ def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
     return {term.sql: by_bits.get(1 << (i + 1), 0) for i, term in enumerate(terms)}
 
 
-def _histogram(selection: Selection, column: str, terms: Sequence[Term]) -> Histogram | None:
-    table, name = selection.table, quote_name(column)
-    values = f"SELECT key, {name}::DOUBLE AS v FROM ({table.select(['key', column])})"
-    low, high = table.execute(f"SELECT min(v), max(v) FROM ({values}) WHERE isfinite(v)").fetchone()
-    if low is None:
-        return None
-    width = (high - low) / BINS or 1.0
+def _histograms(
+    selection: Selection, columns: Sequence[str], terms: Sequence[Term]
+) -> list[Histogram]:
+    """One of each column that has a value; all of them by two passes over the dataset."""
+    if not columns:
+        return []
+    table = selection.table
+    rows = table.select(dict.fromkeys(["key", *columns]))
+    values = {name: f"CASE WHEN isfinite({v}) THEN {v} END"
+              for name in columns for v in [f"{quote_name(name)}::DOUBLE"]}  # fmt: skip
+    picks = ", ".join(f"[min({value}), max({value})]" for value in values.values())
+    told = table.execute(f"SELECT {picks} FROM ({rows})").fetchone()
+    ends = {name: span for name, span in zip(columns, told, strict=True) if None not in span}
+    if not ends:
+        return []
+    counts = [
+        f"histogram(least({BINS - 1}, floor(({values[name]} - {low}) / {_width(low, high)})))"
+        for name, (low, high) in ends.items()
+    ]
+    picks = ", ".join(f"{count}, {count} FILTER (WHERE j.code = 0)" for count in counts)
     found = table.execute(
-        f"SELECT least({BINS - 1}, floor((v - {low}) / {width}))::INTEGER AS bin, count(*), "
-        f"count(*) FILTER (WHERE j.code = 0) FROM ({values}) s JOIN judged j ON j.key = s.key "
-        "WHERE isfinite(v) GROUP BY 1"
-    ).fetchall()
-    every, kept = [0] * BINS, [0] * BINS
-    for number, count, stays in found:
-        every[number], kept[number] = count, stays
-    return Histogram(column, low, high, tuple(every), tuple(kept), _threshold(column, terms))
+        f"SELECT {picks} FROM ({rows}) s JOIN judged j ON j.key = s.key"
+    ).fetchone()
+    return [
+        Histogram(name, low, high, _bins(everyone), _bins(kept), _threshold(name, terms))
+        for (name, (low, high)), everyone, kept in zip(
+            ends.items(), found[::2], found[1::2], strict=True
+        )
+    ]
+
+
+def _width(low: float, high: float) -> float:
+    """Of one bin."""
+    return (high - low) / BINS or 1.0
+
+
+def _bins(found: Mapping[float, int] | None) -> tuple[int, ...]:
+    """Counts of all bins, of which the engine names those that are not empty."""
+    return tuple((found or {}).get(number, 0) for number in range(BINS))
 
 
 def _threshold(column: str, terms: Sequence[Term]) -> float | None:

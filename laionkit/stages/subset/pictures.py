@@ -1,11 +1,9 @@
 """Where the pictures that stay lie in the dataset's tars, and reading them from there."""
 
-import itertools
-import operator
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 from fsspec.utils import merge_offset_ranges
@@ -14,19 +12,12 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.schemas import SHARD_RECORDS
-from laionkit.core.shards import ShardRef, list_shards, read_images
-from laionkit.ops.predicates import quote_text
+from laionkit.core.shard_scan import SHARD
+from laionkit.core.shards import IMAGES_SCHEMA, ShardRef, list_shards, read_images
 from laionkit.stages.subset.selection import Selection
 
-PLACE_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("image_ext", pa.string()),
-        ("image_offset", pa.int64()),
-        ("image_size", pa.int64()),
-    ]
-)
-PLACE_COLUMNS = ("image_ext", "image_offset", "image_size")
+IN_TARS_SCHEMA = IMAGES_SCHEMA.append(pa.field(SHARD, pa.string()))
+PLACE_COLUMNS = tuple(IMAGES_SCHEMA.names[1:])
 VIEW_COLUMNS = ("key", "shard", *PLACE_COLUMNS, "laionkit_txt", "laionkit_json")
 MAX_OPEN_TARS = 128
 SHARDS_AT_ONCE = 64
@@ -43,43 +34,27 @@ def locate(selection: Selection, dataset: Folder) -> None:
     """
     table = selection.table
     refs = {ref.name: ref for ref in list_shards(dataset)}
-    table.insert("places", PLACE_SCHEMA.empty_table())
-    shards = selection.shards()
-    for start in range(0, len(shards), SHARDS_AT_ONCE):
-        listed = ", ".join(map(quote_text, shards[start : start + SHARDS_AT_ONCE]))
-        kept = table.arrow(
-            f"SELECT shard, key FROM judged WHERE code = 0 AND shard IN ({listed}) ORDER BY ALL"
-        ).to_pydict()
-        places: list[_Place] = []
-        lost: list[tuple[str, str]] = []
-        rows = zip(kept["shard"], kept["key"], strict=True)
-        for shard, wanted in itertools.groupby(rows, key=operator.itemgetter(0)):
+    shards, damages = selection.shards(), {}
+    for start in range(0, max(1, len(shards)), SHARDS_AT_ONCE):
+        found = [IN_TARS_SCHEMA.empty_table()]
+        for shard in shards[start : start + SHARDS_AT_ONCE]:
             with dataset.open(refs[shard].tar) as file:
-                images, damage = read_images(file)
-            for _, key in wanted:
-                if key in images:
-                    extension, member = images[key]
-                    places.append((key, extension, member.offset, member.size))
-                else:
-                    lost.append((key, damage))
-        table.insert("places", _columns(places, PLACE_SCHEMA))
-        for reason, gone in (
-            ("corrupt_tar", [row for row in lost if row[1]]),
-            ("member_missing", [row for row in lost if not row[1]]),
-        ):
-            if gone:
-                selection.drop("picture in its tar", reason, _columns(gone, _LOST))
-
-
-_Place = tuple[str, str, int, int]
-_LOST = pa.schema([("key", pa.string()), ("value", pa.string())])
-
-
-def _columns(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of `schema`."""
-    columns = [list(cells) for cells in zip(*rows, strict=True)] or [[]] * len(schema)
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-    return pa.table(arrays, schema=schema)
+                images, damages[shard] = read_images(file)
+            found.append(images.append_column(SHARD, pa.repeat(shard, len(images))))
+        table.insert("in_tars", pa.concat_tables(found))
+    table.execute(
+        f"CREATE TEMP TABLE places AS SELECT t.key, {', '.join(PLACE_COLUMNS)} FROM in_tars t "
+        "JOIN judged j ON j.key = t.key AND j.shard = t.shard WHERE j.code = 0"
+    )
+    table.execute("DROP TABLE in_tars")
+    lost = table.arrow(
+        "SELECT key, shard FROM judged ANTI JOIN places USING (key) WHERE code = 0 ORDER BY ALL"
+    ).to_pylist()
+    for reason, damaged in (("corrupt_tar", True), ("member_missing", False)):
+        gone = [row for row in lost if bool(damages.get(row[SHARD])) is damaged]
+        if gone:
+            keys = {"key": [r["key"] for r in gone], "value": [damages[r[SHARD]] for r in gone]}
+            selection.drop("picture in its tar", reason, pa.table(keys))
 
 
 class Pictures:
