@@ -39,7 +39,7 @@ class HashingFile:
     digest: Any = field(default_factory=hashlib.sha256)
     closed: bool = False
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write, hash and count `data`."""
         self.digest.update(data)
         written = self.file.write(data)
