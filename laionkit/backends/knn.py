@@ -1,7 +1,7 @@
-"""Nearest neighbours by inner product: the only home of faiss.
+"""Nearest neighbours by inner product, by faiss.
 
-Two kinds of file, both plain faiss, both written as a stream so that no more than a block of
-vectors is in memory, both memory-mapped when read:
+Two kinds of file, both plain faiss, both written as a stream (knn_build.py) so that no more than a
+block of vectors is in memory, both memory-mapped when read:
 
 - flat: float16 vectors (``IxSQ``), scanned exactly, under a bitmap where there is a filter;
 - lists: an inverted file (``IwSq``) whose ids are 0, 1, 2, … in list order, so that a list is a
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import faiss
 import numpy as np
@@ -30,7 +30,6 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Bitmap = NDArray[np.uint8]
 
-_NTOTAL_AT = 8  # in a faiss header: fourcc, int32 d, then int64 ntotal
 _SLICE_ROWS = 16_384  # rows below which a second thread costs more than it gives
 _SLICE_GATHERED = 2_048
 _GATHER_ROWS = 512  # half a MiB at 512 dimensions, which stays in a core's cache
@@ -256,87 +255,6 @@ def dot_rows(rows_ND: Float32, query_D: Float32) -> Float32:
     BLAS wakes its threads for so little, and a query then waits for the slowest of them.
     """
     return cast(Float32, np.einsum("nd,d->n", rows_ND, query_D))
-
-
-def train_lists(sample_ND: Float32, lists: int, seed: int) -> Float32:
-    """Centroids of spherical k-means, [L, D], unit rows."""
-    trainer = faiss.Kmeans(
-        sample_ND.shape[1], lists, niter=8, spherical=True, seed=seed + 1,
-        min_points_per_centroid=1, max_points_per_centroid=len(sample_ND),
-    )  # fmt: skip
-    trainer.train(sample_ND)
-    return cast(Float32, trainer.centroids)
-
-
-def assign_lists(centroids_LD: Float32, block_ND: Float32) -> NDArray[np.int32]:
-    """The list of each vector: that of the centroid with the greatest inner product."""
-    _, nearest = faiss.knn(block_ND, centroids_LD, 1, metric=faiss.METRIC_INNER_PRODUCT)
-    return cast(NDArray[np.int32], nearest[:, 0].astype(np.int32))
-
-
-def write_flat(file: IO[bytes], dim: int, rows: int, blocks: Iterable[Float16]) -> None:
-    """Write a flat float16 faiss file of `rows` vectors that come in blocks."""
-    header = faiss.serialize_index(_flat_index(dim)).tobytes()[:-8]  # less the size of its codes
-    file.write(_with_rows(header, rows) + np.uint64(rows * dim * 2).tobytes())
-    for block in blocks:
-        file.write(np.ascontiguousarray(block, np.float16).tobytes())
-
-
-def write_lists(
-    file: IO[bytes],
-    means_LD: Float32,
-    sample_ND: Float32,
-    sizes_L: Int64,
-    lists: Iterable[Float16],
-) -> None:
-    """Write an inverted file of 8-bit codes; `lists` yields each list's vectors.
-
-    Coded is how a vector differs from its list's mean. The ids are the rows in list order. The
-    sample trains the codes' range.
-    """
-    count, dim = means_LD.shape
-    quantizer = faiss.IndexFlatIP(dim)
-    quantizer.add(means_LD)
-    # One range for all dimensions is scored in two thirds of the time that one each takes.
-    eight_bit = faiss.ScalarQuantizer.QT_8bit_uniform
-    index = faiss.IndexIVFScalarQuantizer(
-        quantizer, dim, count, eight_bit, faiss.METRIC_INNER_PRODUCT
-    )
-    index.train(sample_ND)
-    index.nprobe = max(1, count // 16)
-    index.replace_invlists(None)
-    header = faiss.serialize_index(index).tobytes()[:-4]  # less the mark of no lists
-    file.write(_with_rows(header, int(sizes_L.sum())))
-    file.write(b"ilar" + np.array([count, index.code_size], np.uint64).tobytes())
-    file.write(b"full" + np.uint64(count).tobytes() + sizes_L.astype(np.uint64).tobytes())
-    first = 0
-    for number, vectors in enumerate(lists):
-        size = len(vectors)
-        file.write(_encode(index, vectors, number))
-        file.write(np.arange(first, first + size, dtype=np.int64).tobytes())
-        first += size
-
-
-def _encode(index: Any, vectors: Float16, number: int) -> bytes:
-    block = np.ascontiguousarray(vectors, np.float32)
-    numbers = np.full(len(block), number, np.int64)
-    codes = np.empty((len(block), index.code_size), np.uint8)
-    if len(block):
-        index.encode_vectors(
-            len(block), faiss.swig_ptr(block), faiss.swig_ptr(numbers), faiss.swig_ptr(codes)
-        )
-    return codes.tobytes()
-
-
-def _with_rows(header: bytes, rows: int) -> bytes:
-    return header[:_NTOTAL_AT] + np.int64(rows).tobytes() + header[_NTOTAL_AT + 8 :]
-
-
-def _flat_index(dim: int) -> Any:
-    half = faiss.ScalarQuantizer.QT_fp16
-    index = faiss.IndexScalarQuantizer(dim, half, faiss.METRIC_INNER_PRODUCT)
-    index.is_trained = True  # half precision has nothing to learn
-    return index
 
 
 def _selector(bits: Bitmap) -> Any:

@@ -7,13 +7,15 @@ vectors, codes, filter bitmaps and metadata share one order.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laionkit.backends import knn
+from laionkit.backends import knn, knn_build
+from laionkit.backends.knn_build import widen
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
@@ -21,11 +23,12 @@ from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_fi
 from laionkit.search.reach import Reach
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, VectorSource
-from laionkit.search.tuning import LEARNT_ROWS, QUERIES, SAMPLE_ROWS, learn_reach
+from laionkit.search.tuning import LEARNT_ROWS, QUERIES, SAMPLE_ROWS, Block, learn_reach
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
 SAMPLE_PER_LIST = 40
+_RANGE_ROWS = 16_384  # rows that the codes' range is learnt from: millions of numbers
 _BYTES_A_ROW = 36  # list, order, its inverse, and what sorting takes
 
 
@@ -106,12 +109,12 @@ def build_segment(
     base = f"{place}/{segment_file(name, '')}"
     order = kept
     if shape.lists:
-        order = _write_lists(dataset, base + LISTS, source, kept, shape, built)
-    lengths = _Lengths()
-    with dataset.create(base + VECTORS) as file:
-        knn.write_flat(_io(file), source.dim, len(order), lengths.watch(source.blocks(order)))
-    built.add("vectors", base + VECTORS, file)
-    said = {"drift": lengths.drift, "vectors_sha256": built.files["vectors"].sha256}
+        order = _write_lists(dataset, base, source, kept, shape, built)
+    else:
+        with dataset.create(base + VECTORS) as file:
+            knn_build.write_flat(_io(file), source.dim, len(kept), source.blocks(kept))
+        built.add("vectors", base + VECTORS, file)
+    said = {"drift": source.drift, "vectors_sha256": built.files["vectors"].sha256}
     built.info = built.info.model_copy(update=said)
     position_of = np.full(source.rows, -1, np.int64)
     position_of[order] = np.arange(len(order))
@@ -120,61 +123,43 @@ def build_segment(
     return built
 
 
-class _Lengths:
-    """By how much the lengths of the rows that pass stray from 1."""
-
-    def __init__(self) -> None:
-        self.drift = 0.0
-
-    def watch(self, blocks: Iterator[NDArray[np.float16]]) -> Iterator[NDArray[np.float16]]:
-        for block in blocks:
-            wide = block.astype(np.float32)
-            lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-            self.drift = max(self.drift, float(np.abs(lengths - 1).max()))
-            yield block
-
-
 def _write_lists(
-    dataset: Folder, path: str, source: VectorSource, kept: NDArray[np.int64], shape: Shape,
+    dataset: Folder, base: str, source: VectorSource, kept: NDArray[np.int64], shape: Shape,
     built: Built,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Cluster the rows kept and write their inverted file; return them in list order."""
+    """Cluster the rows kept; write their vectors and codes in list order; return that order."""
     sample = source.sample(shape.sample_rows(source.dim), shape.seed)
-    centroids = knn.train_lists(sample, shape.lists, shape.seed)
-    list_of, means = _assign(source, kept, centroids)
+    centroids = knn_build.train_lists(sample, shape.lists, shape.seed)
+    del sample
+    list_of = np.empty(len(kept), np.int32)
+    at = 0
+    for block in source.blocks(kept):
+        list_of[at : at + len(block)] = knn_build.assign_lists(centroids, widen(block))
+        at += len(block)
     order = kept[np.argsort(list_of, kind="stable")]
     sizes = np.bincount(list_of, minlength=shape.lists).astype(np.int64)
-    with dataset.create(path) as file:
-        knn.write_lists(_io(file), means, sample, sizes, _list_vectors(source, order, sizes))
-    del sample
-    built.add("lists", path, file)
-    reach = _learn(source, kept, list_of, means, shape)
+    found = knn_build.ListMeans(sizes, source.dim)
+    with dataset.create(base + VECTORS) as flat:
+        blocks = found.watch(source.blocks(order))
+        knn_build.write_flat(_io(flat), source.dim, len(order), blocks)
+        flat.flush()
+        means, stops = found.means_LD(centroids), np.cumsum(sizes)
+        some = np.unique(np.linspace(0, len(order) - 1, _RANGE_ROWS).astype(np.int64))
+        few = widen(source.take(order[some])) - means[np.searchsorted(stops, some, side="right")]
+        written = knn_build.flat_blocks(
+            Path(flat.file.name), source.dim, len(order), source.block_rows
+        )
+        with dataset.create(base + LISTS) as file:
+            knn_build.write_lists(_io(file), means, sizes, few, written)
+    reach = _learn(source, order, sizes, means, shape)
+    built.add("vectors", base + VECTORS, flat)
+    built.add("lists", base + LISTS, file)
     built.info = built.info.model_copy(update={"reach": reach})
     return order
 
 
-def _assign(
-    source: VectorSource, kept: NDArray[np.int64], centroids_LD: knn.Float32
-) -> tuple[NDArray[np.int32], knn.Float32]:
-    """The list of each row kept, and the mean vector of each list."""
-    list_of = np.empty(len(kept), np.int32)
-    sums = np.zeros(centroids_LD.shape, np.float64)
-    at = 0
-    for block in source.blocks(kept):
-        wide = block.astype(np.float32)
-        lists = knn.assign_lists(centroids_LD, wide)
-        list_of[at : at + len(lists)] = lists
-        at += len(lists)
-        order = np.argsort(lists, kind="stable")
-        there, first = np.unique(lists[order], return_index=True)
-        sums[there] += np.add.reduceat(wide[order], first, axis=0)
-    sizes = np.bincount(list_of, minlength=len(sums))
-    means = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centroids_LD)
-    return list_of, means.astype(np.float32)
-
-
 def _learn(
-    source: VectorSource, kept: NDArray[np.int64], list_of: NDArray[np.int32],
+    source: VectorSource, order: NDArray[np.int64], sizes_L: NDArray[np.int64],
     means_LD: knn.Float32, shape: Shape,
 ) -> Reach:  # fmt: skip
     """Learn how far to probe from captions' vectors, else from pictures'."""
@@ -182,32 +167,19 @@ def _learn(
     own = np.full(len(queries), -1)
     if not len(queries):
         own, kind = source.sample_rows(QUERIES, shape.seed + 2, TUNE), "images"
-        queries = source.take(own).astype(np.float32)
+        queries = widen(source.take(own))
     rng = np.random.default_rng(shape.seed + 1)
-    drawn = rng.permutation(len(kept))[:SAMPLE_ROWS]
-    step = min(source.block_rows, LEARNT_ROWS)
+    drawn = rng.permutation(len(order))[:SAMPLE_ROWS]
+    step, stops = min(source.block_rows, LEARNT_ROWS), np.cumsum(sizes_L)
 
-    def blocks() -> Iterator[tuple[NDArray[np.int64], knn.Float32, NDArray[np.int32]]]:
+    def blocks() -> Iterator[Block]:
         for start in range(0, len(drawn), step):
             some = np.sort(drawn[start : start + step])
-            yield kept[some], source.take(kept[some]).astype(np.float32), list_of[some]
+            lists = np.searchsorted(stops, some, side="right")
+            yield order[some], widen(source.take(order[some])), lists
 
-    part = len(drawn) / max(len(kept), 1)
+    part = len(drawn) / max(len(order), 1)
     return learn_reach(queries, own, blocks(), means_LD, part, kind, shape.recall, shape.seed)
-
-
-def _list_vectors(
-    source: VectorSource, order: NDArray[np.int64], sizes: NDArray[np.int64]
-) -> Iterator[NDArray[np.float16]]:
-    """Each list's vectors, read many lists at a time: a read goes through every shard."""
-    stops = np.cumsum(sizes)
-    first = 0
-    while first < len(sizes):
-        start = int(stops[first] - sizes[first])
-        last = max(first + 1, int(np.searchsorted(stops, start + source.block_rows, side="right")))
-        block = source.take(order[start : stops[last - 1]])
-        yield from np.split(block, stops[first : last - 1] - start)
-        first = last
 
 
 def _write_rows(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laionkit.backends.knn_build import widen
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
@@ -30,6 +31,7 @@ class VectorSource:
     def __init__(self, dataset: Folder, refs: Sequence[EmbeddingRef], dim: int | None) -> None:
         """Open every file's header. Raises InputError where one does not fit the others."""
         self.dataset, self.refs, self.block_rows = dataset, tuple(refs), BLOCK_ROWS
+        self.drift = 0.0  # by how much the length of a row that was read strays from 1 at most
         self._last: tuple[int, NDArray[Any]] | None = None
         self.dim = dim or 0
         sizes = []
@@ -95,7 +97,7 @@ class VectorSource:
     def _unit(self, number: int, local: NDArray[np.int64]) -> NDArray[np.float16]:
         array = self._open(number)
         stored = array[local]
-        wide = stored.astype(np.float32)
+        wide = widen(stored) if stored.dtype == np.float16 else stored.astype(np.float32)
         norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
         bad = ~np.isfinite(norms) | (norms == 0)
         if bad.any():
@@ -104,10 +106,13 @@ class VectorSource:
             raise InputError(
                 f"{self.refs[number].image} row {row} holds {what}: embed that shard again"
             )
-        if stored.dtype == np.float16 and (np.abs(norms - 1) < _NEARLY_UNIT).all():
+        near = np.abs(norms - 1) < _NEARLY_UNIT
+        if stored.dtype == np.float16 and near.all():
+            self.drift = max(self.drift, float(np.abs(norms - 1).max(initial=0)))
             return np.asarray(stored, np.float16)
-        scale = np.where(np.abs(norms - 1) < _NEARLY_UNIT, np.float32(1), norms)
-        return np.asarray(wide / scale[:, None], np.float16)
+        scaled = (wide / np.where(near, np.float32(1), norms)[:, None]).astype(np.float16)
+        self.drift = max(self.drift, _drift(scaled))
+        return scaled
 
     def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float16]]:
         """All rows, or those of `order`, in that order, a block at a time."""
@@ -120,7 +125,7 @@ class VectorSource:
         """Some rows, drawn at random without repeats."""
         count = min(count, self.rows)
         drawn = np.random.default_rng(seed).choice(self.rows, size=count, replace=False)
-        return self.take(np.sort(drawn)).astype(np.float32)
+        return widen(self.take(np.sort(drawn)))
 
     def sample_rows(self, count: int, seed: int, half: int) -> NDArray[np.int64]:
         """Numbers of some rows of one half, drawn at random without repeats, in order."""
@@ -146,3 +151,8 @@ class VectorSource:
             good = (np.isfinite(norms) & (norms > 0))[:, 0]
             found.append(wide[good] / norms[good])
         return np.concatenate(found)[:count]
+
+
+def _drift(half_ND: NDArray[np.float16]) -> float:
+    wide = widen(half_ND)
+    return float(np.abs(np.sqrt(np.einsum("nd,nd->n", wide, wide)) - 1).max(initial=0))

@@ -51,6 +51,8 @@ class Held:
         self.matches_L += np.bincount(lists, minlength=len(self.matches_L))
         if len(self.scores) == _TOP:
             better = scores > self.scores[-1]
+            if not better.any():
+                return
             scores, lists = scores[better], lists[better]
         if len(scores) > _TOP:
             best = np.argpartition(-scores, _TOP)[:_TOP]
@@ -61,7 +63,7 @@ class Held:
         self.lists = np.concatenate([self.lists, lists])[order]
 
 
-Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
+Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
 
 
 def learn_reach(
@@ -135,13 +137,16 @@ def _see(
     some = sample_QS[:, :_CUT_COLUMNS]
     cuts = _cuts((some - mean[:, None]) / deviation[:, None], rng)
     for rows, vectors, list_of in blocks:
-        wide = list_of.astype(np.int64)
+        drawn = rng.standard_normal(2 * len(rows), np.float32)  # a query has its own part of it
         for q, scores in enumerate(queries_QD @ vectors.T):
-            others = rows != own_Q[q]
-            held = (scores, wide) if others.all() else (scores[others], wide[others])
+            held = (scores, list_of)
+            if own_Q[q] >= 0:
+                others = rows != own_Q[q]
+                held = (scores[others], list_of[others])
             seen[1.0, 0.0][q].add(*held)
             unit = (held[0] - mean[q]) / deviation[q]
-            noise = rng.standard_normal(len(unit), np.float32)
+            first = rng.integers(len(drawn) - len(unit) + 1)
+            noise = drawn[first : first + len(unit)]
             for correlation in CORRELATIONS:
                 column, (kept, lists_of) = _column(unit, noise, correlation), held
                 for selectivity in SELECTIVITIES[1:]:  # each keeps some of what the last one kept
