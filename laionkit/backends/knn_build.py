@@ -44,23 +44,21 @@ def assign_lists(centroids_LD: Float32, block_ND: Float32) -> NDArray[np.int32]:
 
 
 class ListMeans:
-    """The mean vector of each list, of rows that pass in list order."""
+    """The mean vector of each list, of rows that come in list order."""
 
     def __init__(self, sizes_L: Int64, dim: int) -> None:
         """Begin with lists of these sizes."""
         self.sizes_L = sizes_L
         self._stops = np.cumsum(sizes_L)
         self._sums_LD = np.zeros((len(sizes_L), dim), np.float64)
+        self._at = 0
 
-    def watch(self, blocks: Iterable[Float16]) -> Iterator[Float16]:
-        """Let blocks of rows through."""
-        at = 0
-        for block in blocks:
-            wide = widen(block)
-            for number, rows in pieces(self._stops, at, at + len(block)):
-                self._sums_LD[number] += wide[rows].sum(axis=0)
-            at += len(block)
-            yield block
+    def add(self, block_ND: Float32) -> None:
+        """See the next rows."""
+        stop = self._at + len(block_ND)
+        for number, rows in pieces(self._stops, self._at, stop):
+            self._sums_LD[number] += block_ND[rows].sum(axis=0)
+        self._at = stop
 
     def means_LD(self, empty_LD: Float32) -> Float32:
         """What was found; a list without rows has the vector that `empty_LD` has for it."""

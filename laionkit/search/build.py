@@ -15,14 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from laionkit.backends import knn, knn_build
-from laionkit.backends.knn_build import widen
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.reach import Reach
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
-from laionkit.search.source import BLOCK_ROWS, TUNE, VectorSource
+from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
 from laionkit.search.tuning import LEARNT_ROWS, QUERIES, SAMPLE_ROWS, Block, learn_reach
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
@@ -112,7 +111,8 @@ def build_segment(
         order = _write_lists(dataset, base, source, kept, shape, built)
     else:
         with dataset.create(base + VECTORS) as file:
-            knn_build.write_flat(_io(file), source.dim, len(kept), source.blocks(kept))
+            halves = (block.half for block in source.blocks(kept))
+            knn_build.write_flat(_io(file), source.dim, len(kept), halves)
         built.add("vectors", base + VECTORS, file)
     said = {"drift": source.drift, "vectors_sha256": built.files["vectors"].sha256}
     built.info = built.info.model_copy(update=said)
@@ -128,24 +128,17 @@ def _write_lists(
     built: Built,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Cluster the rows kept; write their vectors and codes in list order; return that order."""
-    sample = source.sample(shape.sample_rows(source.dim), shape.seed)
-    centroids = knn_build.train_lists(sample, shape.lists, shape.seed)
-    del sample
-    list_of = np.empty(len(kept), np.int32)
-    at = 0
-    for block in source.blocks(kept):
-        list_of[at : at + len(block)] = knn_build.assign_lists(centroids, widen(block))
-        at += len(block)
+    centroids, list_of = _cluster(source, kept, shape)
     order = kept[np.argsort(list_of, kind="stable")]
     sizes = np.bincount(list_of, minlength=shape.lists).astype(np.int64)
     found = knn_build.ListMeans(sizes, source.dim)
     with dataset.create(base + VECTORS) as flat:
-        blocks = found.watch(source.blocks(order))
-        knn_build.write_flat(_io(flat), source.dim, len(order), blocks)
+        halves = (_seen(block, found) for block in source.blocks(order))
+        knn_build.write_flat(_io(flat), source.dim, len(order), halves)
         flat.flush()
         means, stops = found.means_LD(centroids), np.cumsum(sizes)
         some = np.unique(np.linspace(0, len(order) - 1, _RANGE_ROWS).astype(np.int64))
-        few = widen(source.take(order[some])) - means[np.searchsorted(stops, some, side="right")]
+        few = source.read(order[some]).wide - means[np.searchsorted(stops, some, side="right")]
         written = knn_build.flat_blocks(
             Path(flat.file.name), source.dim, len(order), source.block_rows
         )
@@ -158,6 +151,23 @@ def _write_lists(
     return order
 
 
+def _cluster(
+    source: VectorSource, kept: NDArray[np.int64], shape: Shape
+) -> tuple[knn.Float32, NDArray[np.int32]]:
+    """Centroids of a sample, and of each row kept the nearest one."""
+    sample = source.sample(shape.sample_rows(source.dim), shape.seed)
+    centroids = knn_build.train_lists(sample, shape.lists, shape.seed)
+    del sample
+    lists = [knn_build.assign_lists(centroids, block.wide) for block in source.blocks(kept)]
+    return centroids, np.concatenate(lists)
+
+
+def _seen(block: Rows, means: knn_build.ListMeans) -> knn.Float16:
+    """What is written of a block, whose rows the lists' means have seen."""
+    means.add(block.wide)
+    return block.half
+
+
 def _learn(
     source: VectorSource, order: NDArray[np.int64], sizes_L: NDArray[np.int64],
     means_LD: knn.Float32, shape: Shape,
@@ -167,7 +177,7 @@ def _learn(
     own = np.full(len(queries), -1)
     if not len(queries):
         own, kind = source.sample_rows(QUERIES, shape.seed + 2, TUNE), "images"
-        queries = widen(source.take(own))
+        queries = source.read(own).wide
     rng = np.random.default_rng(shape.seed + 1)
     drawn = rng.permutation(len(order))[:SAMPLE_ROWS]
     step, stops = min(source.block_rows, LEARNT_ROWS), np.cumsum(sizes_L)
@@ -176,7 +186,7 @@ def _learn(
         for start in range(0, len(drawn), step):
             some = np.sort(drawn[start : start + step])
             lists = np.searchsorted(stops, some, side="right")
-            yield order[some], widen(source.take(order[some])), lists
+            yield order[some], source.read(order[some]).wide, lists
 
     part = len(drawn) / max(len(order), 1)
     return learn_reach(queries, own, blocks(), means_LD, part, kind, shape.recall, shape.seed)

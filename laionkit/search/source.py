@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,13 @@ _NEARLY_UNIT = 1e-3
 _TEXT_SHARDS = 16
 # Queries that tune an index come from even rows of a shard, those that judge it from odd ones.
 HALVES, TUNE, JUDGE = 2, 0, 1
+
+
+class Rows(NamedTuple):
+    """Vectors as they are kept, and the same ones to compute with, [N, D]."""
+
+    half: NDArray[np.float16]
+    wide: NDArray[np.float32]
 
 
 class VectorSource:
@@ -83,49 +90,56 @@ class VectorSource:
             )
         return array
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Vectors of global rows, in the order given: unit length, float16."""
-        out = np.empty((len(rows), self.dim), np.float16)
+    def read(self, rows: NDArray[np.int64]) -> Rows:
+        """Vectors of global rows, in the order given, of unit length."""
+        half = np.empty((len(rows), self.dim), np.float16)
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self.starts)
         for number in np.flatnonzero(np.diff(cuts)):
             places = order[cuts[number] : cuts[number + 1]]
-            local = rows[places] - self.starts[number]
-            out[places] = self._unit(int(number), local)
-        return out
+            array = self._open(int(number))
+            stored = array[rows[places] - self.starts[number]]
+            if array.dtype == np.float16:
+                half[places] = stored
+            else:
+                wide = stored.astype(np.float32)
+                half[places] = wide / self._scales(wide, rows[places])[0][:, None]
+        wide = widen(half)
+        scales, lengths = self._scales(wide, rows)
+        far = scales != 1
+        if far.any():
+            half[far] = wide[far] / scales[far][:, None]
+            wide[far] = widen(half[far])
+            lengths[far] = _lengths(wide[far])
+        self.drift = max(self.drift, float(np.abs(lengths - 1).max(initial=0)))
+        return Rows(half, wide)
 
-    def _unit(self, number: int, local: NDArray[np.int64]) -> NDArray[np.float16]:
-        array = self._open(number)
-        stored = array[local]
-        wide = widen(stored) if stored.dtype == np.float16 else stored.astype(np.float32)
-        norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        bad = ~np.isfinite(norms) | (norms == 0)
+    def _scales(
+        self, wide_ND: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What rows are divided by, and how long they are. Raises InputError where one is none."""
+        lengths = _lengths(wide_ND)
+        bad = ~np.isfinite(lengths) | (lengths == 0)
         if bad.any():
-            row = int(local[int(np.argmax(bad))])
-            what = "only zeros" if norms[int(np.argmax(bad))] == 0 else "NaN or infinity"
+            first = int(np.argmax(bad))
+            number = int(np.searchsorted(self.starts, rows[first], side="right")) - 1
+            what = "only zeros" if lengths[first] == 0 else "NaN or infinity"
             raise InputError(
-                f"{self.refs[number].image} row {row} holds {what}: embed that shard again"
+                f"{self.refs[number].image} row {rows[first] - self.starts[number]} holds {what}: "
+                "embed that shard again"
             )
-        near = np.abs(norms - 1) < _NEARLY_UNIT
-        if stored.dtype == np.float16 and near.all():
-            self.drift = max(self.drift, float(np.abs(norms - 1).max(initial=0)))
-            return np.asarray(stored, np.float16)
-        scaled = (wide / np.where(near, np.float32(1), norms)[:, None]).astype(np.float16)
-        self.drift = max(self.drift, _drift(scaled))
-        return scaled
+        return np.where(np.abs(lengths - 1) < _NEARLY_UNIT, np.float32(1), lengths), lengths
 
-    def blocks(self, order: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.float16]]:
-        """All rows, or those of `order`, in that order, a block at a time."""
-        count = self.rows if order is None else len(order)
-        for start in range(0, count, self.block_rows):
-            stop = min(start + self.block_rows, count)
-            yield self.take(np.arange(start, stop) if order is None else order[start:stop])
+    def blocks(self, order: NDArray[np.int64]) -> Iterator[Rows]:
+        """The rows of `order`, in that order, a block at a time."""
+        for start in range(0, len(order), self.block_rows):
+            yield self.read(order[start : start + self.block_rows])
 
     def sample(self, count: int, seed: int) -> NDArray[np.float32]:
         """Some rows, drawn at random without repeats."""
         count = min(count, self.rows)
         drawn = np.random.default_rng(seed).choice(self.rows, size=count, replace=False)
-        return widen(self.take(np.sort(drawn)))
+        return self.read(np.sort(drawn)).wide
 
     def sample_rows(self, count: int, seed: int, half: int) -> NDArray[np.int64]:
         """Numbers of some rows of one half, drawn at random without repeats, in order."""
@@ -153,6 +167,5 @@ class VectorSource:
         return np.concatenate(found)[:count]
 
 
-def _drift(half_ND: NDArray[np.float16]) -> float:
-    wide = widen(half_ND)
-    return float(np.abs(np.sqrt(np.einsum("nd,nd->n", wide, wide)) - 1).max(initial=0))
+def _lengths(wide_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND)))

@@ -194,7 +194,9 @@ def _look(
     k = min(max(1, round(K * part)), len(held.scores))
     wanted = round(part * first_rows(round(matches / part), K))
     first = first_lists(near_L, spread_L, held.matches_L, wanted, reach)
-    inside = np.isin(held.lists, first)
+    probed = np.zeros(len(near_L), bool)
+    probed[first] = True
+    inside = probed[held.lists]
     met = held.scores[inside]
     least = float(met[k - 1] if len(met) >= k else held.scores[-1])
     order, shares = expected_shares(least, near_L, spread_L, held.matches_L, reach)
@@ -202,7 +204,7 @@ def _look(
     place[order] = np.arange(len(order))
     needs = np.append(shares, 1.0)[place[held.lists[:k]]]
     needs[inside[:k]] = 0.0
-    counts = np.where(np.isin(order, first), 0, held.matches_L[order])
+    counts = np.where(probed[order], 0, held.matches_L[order])
     share = float(held.matches_L[first].sum()) / matches
     return _Look(needs, shares, share + np.cumsum(counts) / matches, share)
 
