@@ -47,7 +47,7 @@ app = App(
 _stages = Group("Stages, in flow order", sort_key=1)
 _looks = Group("Whole runs and looking around", sort_key=2)
 
-# name, group, help; the function of the same name lives in laionkit.cli.commands.
+# name, group, help; the function of the same name lives in laionkit.cli.commands, or _HOMES.
 _COMMANDS = (
     ("metadata", _stages, "Read link tables or a folder of pictures into a clean work list."),
     ("fetch", _stages, "Download, check and resize the images into webdataset shards."),
@@ -65,6 +65,7 @@ _COMMANDS = (
     ("push", _looks, "Upload a subset to the Hugging Face hub."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
 )
+_HOMES = {"index": "search_commands", "query": "search_commands"}
 _EXAMPLES = {
     "metadata": (
         "laionkit metadata links.parquet my-set",
@@ -110,7 +111,7 @@ _EXAMPLES = {
 }
 
 for _place, (_name, _group, _help) in enumerate(_COMMANDS):
-    _home = f"laionkit.cli.commands:{_name}"
+    _home = f"laionkit.cli.{_HOMES.get(_name, 'commands')}:{_name}"
     _shown = "\n\n".join(_EXAMPLES.get(_name, ()))
     app.command(_home, name=_name, group=_group, help=_help, help_epilogue=_shown, sort_key=_place)
 _head = App(name="head", help="Fit a scoring head on your own ratings.", group=_stages, sort_key=4)

@@ -1,18 +1,16 @@
 """One thin function per command: flags in, a stage's function, its report out."""
 
-import sys
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from laionkit.cli import show, show_search
+from laionkit.cli import show
 from laionkit.cli.options import HowToRun
-from laionkit.core.errors import ConfigError, LaionkitError, StageFailed
+from laionkit.core.errors import ConfigError, StageFailed
 from laionkit.core.status import status as dataset_status
 from laionkit.core.table import columns as dataset_columns
 from laionkit.recipe import load_recipe
 from laionkit.recipe import run as run_recipe
-from laionkit.search.hits import Hits
 from laionkit.stages.adopt import AdoptConfig
 from laionkit.stages.adopt import adopt as adopt_stage
 from laionkit.stages.embed import EmbedConfig
@@ -22,13 +20,9 @@ from laionkit.stages.fetch import fetch as fetch_stage
 from laionkit.stages.forget import ForgetConfig
 from laionkit.stages.forget import forget as forget_stage
 from laionkit.stages.head_fit import HeadFitConfig, fit_head
-from laionkit.stages.index import IndexConfig, explain_index
-from laionkit.stages.index import index as index_stage
 from laionkit.stages.metadata import MetadataConfig
 from laionkit.stages.metadata import metadata as metadata_stage
 from laionkit.stages.metadata.inspection import inspect as inspect_sources
-from laionkit.stages.query import QueryConfig, answer, open_searcher, query_file
-from laionkit.stages.query import query as query_stage
 from laionkit.stages.score import ScoreConfig
 from laionkit.stages.score import score as score_stage
 from laionkit.stages.subset import SubsetConfig
@@ -118,93 +112,6 @@ def score(
 ) -> None:
     """Add score columns to DATASET from stored vectors alone: no images, no CLIP."""
     show.report(score_stage(dataset, config, runner=how.runner()), how.json)
-
-
-def index(
-    dataset: str,
-    /,
-    *,
-    explain: Annotated[
-        bool,
-        Parameter(
-            help="Show what would be built, its bytes and expected recall, and the alternatives; "
-            "build nothing."
-        ),
-    ] = False,
-    config: Annotated[IndexConfig, flat] = IndexConfig(),
-    how: HowToRun = HowToRun(),
-) -> None:
-    """Build DATASET's search index, or add what is new to it."""
-    if explain:
-        found = explain_index(dataset, config)
-        if how.json:
-            show.as_json(found)
-        else:
-            show_search.explanation(found)
-        return
-    show.report(index_stage(dataset, config, runner=how.runner()), how.json)
-
-
-def query(
-    dataset: str,
-    text: str | None = None,
-    /,
-    *,
-    image: Annotated[str | None, Parameter(help="A picture's file or URL to search by.")] = None,
-    vector: Annotated[str | None, Parameter(help="A .npy file of one vector to search by.")] = None,
-    queries: Annotated[
-        str | None,
-        Parameter(
-            help="A file of many queries: .txt (a text a line), .parquet (texts) or .npy (vectors)."
-        ),
-    ] = None,
-    output: Annotated[
-        str, Parameter(help="Where the hits of --queries go, a .parquet file.")
-    ] = "hits.parquet",
-    explain: Annotated[
-        bool, Parameter(help="Also show how the hits were found: each segment, the time.")
-    ] = False,
-    config: Annotated[QueryConfig, flat] = QueryConfig(),
-    how: HowToRun = HowToRun(),
-) -> None:
-    """Find images of DATASET by TEXT, --image and more, filtered by SQL. Without any: a prompt."""
-    if queries is not None:
-        found = query_file(dataset, queries, output, config, runner=how.runner())
-        show.said({"hits": found, "output": output}, f"{found:,} hits → {output}", how.json)
-        return
-    given = (text, image, vector, config.like, *config.plus, *config.minus, *config.boost)
-    if not any(part is not None for part in given) and sys.stdin.isatty():
-        _prompt(dataset, config, how, explain)
-        return
-    hits = query_stage(
-        dataset,
-        text,
-        config,
-        image=image,
-        vector=vector,
-        runner=how.runner(),
-    )
-    if how.json:
-        show.as_json(hits.as_json())
-    else:
-        _show_hits(hits, explain)
-
-
-def _show_hits(hits: Hits, explain: bool) -> None:
-    show_search.hits(hits)
-    if explain and hits.plan is not None:
-        show_search.plan(hits.plan)
-
-
-def _prompt(dataset: str, config: QueryConfig, how: HowToRun, explain: bool) -> None:
-    """Answer one text a line until the input ends."""
-    searcher = open_searcher(dataset, config.as_name, how.runner(), config.allow_private)
-    show.console.print("A text a line; an empty line ends.", style="dim")
-    while text := show.console.input("[bold]query>[/bold] ").strip():
-        try:
-            _show_hits(answer(searcher, config, text), explain)
-        except LaionkitError as error:
-            show.console.print(str(error), style="red", markup=False)
 
 
 def subset(

@@ -45,9 +45,9 @@ def ask(dataset: str, how: HowToRun) -> None:
     for number, (text, where) in enumerate(QUERIES, 1):
         sheet = str(Path(dataset) / f"hits-{number}.png")
         config = QueryConfig(k=12, where=where, sheet=sheet)
-        hits = answer(searcher, config, text)
+        found = answer(searcher, config, text)
         _say(f'\n"{text}"' + (f" where {where}" if where else "") + f"   → {sheet}")
-        show_search.hits(hits.head(5))
+        show_search.hits(found.table.slice(0, 5))
 
 
 def _say(text: str) -> None:

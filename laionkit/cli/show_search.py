@@ -11,7 +11,7 @@ from rich.text import Text
 from laionkit.cli.show import console, table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
 
     from laionkit.search.explain import Explanation, Option
     from laionkit.search.planner import Plan, Step
@@ -24,18 +24,18 @@ _NOTES = (
 )
 
 
-def hits(found: pd.DataFrame) -> None:
+def hits(found: pa.Table) -> None:
     """Print hits, best first: key, match, scores and caption; below it shard:row and url."""
-    if not len(found):
+    if not found.num_rows:
         console.print("no hits")
         return
-    numbers = ["match", *(str(name) for name in found if name not in _NAMED)]
+    numbers = ["match", *(name for name in found.column_names if name not in _NAMED)]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     grid.add_column("key", no_wrap=True)
     for name in numbers:
         grid.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
     grid.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
-    for hit in found.to_dict("records"):
+    for hit in found.to_pylist():
         place = f"{hit['shard']}:{hit['row']}" if isinstance(hit["shard"], str) else ""
         below = " ".join(filter(None, [place, _plain(hit["url"])]))
         about = Text(_plain(hit["caption"])).append("\n" + below if below else "", "dim")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
@@ -77,14 +78,20 @@ def _tables(
 ) -> Iterator[pa.Table]:
     for number, query in enumerate(queries):
         try:
-            hits = searcher.search(**query, **settings)
+            hits = searcher.find(**query, **settings).table
         except InputError as error:
             raise InputError(f"query {number} of {len(queries)} (from 0): {error}") from error
-        texts = pa.array([query.get("text")] * len(hits), pa.string())
-        numbers = pa.array(np.full(len(hits), number, np.int32))
-        ranks = pa.array(np.arange(1, len(hits) + 1, dtype=np.int32))
+        texts = pa.array([query.get("text")] * hits.num_rows, pa.string())
+        numbers = pa.array(np.full(hits.num_rows, number, np.int32))
+        ranks = pa.array(np.arange(1, hits.num_rows + 1, dtype=np.int32))
         columns: dict[str, Any] = {"query": numbers, "text": texts, "rank": ranks}
-        for name in hits.columns:
-            kind = pa.string() if name in ("key", "caption", "url", "shard") else None
-            columns[name] = pa.array(hits[name], kind, from_pandas=True)
+        for name in hits.column_names:
+            columns[name] = _nulls_for_nan(hits[name])
         yield pa.table(columns)
+
+
+def _nulls_for_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What was not scored is null in a file."""
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)

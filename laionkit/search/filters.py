@@ -7,25 +7,19 @@ others go together, in one pass, through the dataset's table, by key.
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from laionkit.backends.knn import Bitmap
-from laionkit.core.columns import CARRIED, FETCHED, PUBLISHED
-from laionkit.core.files import Folder
-from laionkit.core.table import DatasetTable
-from laionkit.ops.predicates import Predicate, Term, parse_where
 from laionkit.search import bits
 from laionkit.search.foreign import AnySegment
 from laionkit.search.keep import Keep, prepare
-from laionkit.search.scores import Scores
+
+if TYPE_CHECKING:  # the parser is loaded when the first filter comes
+    from laionkit.ops.predicates import Predicate, Term
 
 _KEPT = 64
-_BLOCK_ROWS = 1 << 20
-TIMEOUT_S = 60.0
 
 
 class FilterTable(Protocol):
@@ -63,6 +57,8 @@ class Filters:
 
     def keeps(self, where: str) -> list[Keep]:
         """One filter a segment, of rows that are alive. Raises ConfigError where it is wrong."""
+        from laionkit.ops.predicates import parse_where
+
         with self._lock:
             if self._table is None:
                 self._table = self._open_table()
@@ -70,7 +66,7 @@ class Filters:
             self._table.check(predicate.sql)
             return self._keeps(predicate)
 
-    def _combine(self, predicate: Predicate) -> list[Keep]:
+    def _combine(self, predicate: "Predicate") -> list[Keep]:
         table = self._table
         assert table is not None
         near: list[Term] = []
@@ -98,48 +94,3 @@ def _alive(segment: AnySegment) -> Bitmap:
     if segment.dead is None:
         return bits.from_mask(np.ones(segment.count, bool))
     return bits.alive(segment.dead, segment.count)
-
-
-class DatasetFilters(DatasetTable):
-    """A dataset's table, judging conditions for the segments of its index."""
-
-    def __init__(self, dataset: Folder, scores: Scores) -> None:
-        """Open the dataset; `scores` know which columns lie in row order."""
-        super().__init__(dataset, timeout_s=TIMEOUT_S)
-        self._scores = scores
-
-    def is_near(self, columns: Sequence[str], segments: Sequence[AnySegment]) -> bool:
-        """Whether the columns are scores whose arrays are there, each key in one shard."""
-        return not self._tried_again and all(
-            name in self._scores.columns
-            and self.origins[name] not in (PUBLISHED, CARRIED, FETCHED)
-            and all(self._scores.array(segment, name) is not None for segment in segments)
-            for name in columns
-        )
-
-    def masks(
-        self, sql: str, columns: Sequence[str], segments: Sequence[AnySegment]
-    ) -> list[Bitmap]:
-        """Which rows of each segment meet a condition over `columns`."""
-        if columns and self.is_near(columns, segments):
-            return [self._near(sql, columns, segment) for segment in segments]
-        names = list(dict.fromkeys(["key", *columns]))
-        batches = self.batches(f"SELECT key FROM ({self.select(names)}) WHERE {sql}")
-        keys = pa.chunked_array([batch.column(0) for batch in batches], pa.string())
-        return [
-            bits.from_mask(pc.is_in(segment.rows.keys(), value_set=keys).to_numpy())
-            for segment in segments
-        ]
-
-    def _near(self, sql: str, columns: Sequence[str], segment: AnySegment) -> Bitmap:
-        """Which rows of a segment meet a condition over scores, a block at a time."""
-        parts = [np.empty(0, bool)]
-        for start in range(0, segment.count, _BLOCK_ROWS):
-            block = {}
-            for name in dict.fromkeys(columns):
-                array = self._scores.array(segment, name)
-                assert array is not None
-                block[name] = pa.array(array[start : start + _BLOCK_ROWS], from_pandas=True)
-            kept = self.arrow_over(pa.table(block), f"SELECT ({sql}) IS TRUE AS kept")["kept"]
-            parts.append(kept.to_numpy())
-        return bits.from_mask(np.concatenate(parts))

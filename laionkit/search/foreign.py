@@ -1,6 +1,5 @@
 """A folder that clip-retrieval or autofaiss wrote, opened as it is: image.index and metadata/."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
@@ -11,10 +10,8 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import Bitmap, ListStore
 from laionkit.backends.knn_foreign import ForeignStore
-from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, sql_name, sql_text
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.search import bits
 from laionkit.search.layout import SegmentInfo
 from laionkit.search.segment import Rows, Segment
 from laionkit.search.view import IMAGE_INDEX, METADATA
@@ -112,31 +109,3 @@ class ParquetRows:
         """Every row's key, in order."""
         parts = [file.read(columns=[self.key])[self.key].cast(pa.string()) for file in self._files]
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
-
-
-class ForeignTable(Engine):
-    """The columns of metadata/, to filter by; the keys are `key`, whatever they are called."""
-
-    def __init__(self, segment: ForeignSegment, timeout_s: float) -> None:
-        """Look at the columns of a folder that is open."""
-        super().__init__(IMAGE_INDEX, DEFAULT_MEMORY_MB, None, timeout_s)
-        rows = segment.metadata
-        listed = ", ".join(sql_text(path) for path in rows.paths)
-        key = f"{sql_name(rows.key)} AS key, " if rows.key != "key" else ""
-        self.execute(
-            f"CREATE VIEW {VIEW} AS SELECT {key}* FROM "
-            f"read_parquet([{listed}], union_by_name = true)"
-        )
-        described = self.execute(f"DESCRIBE SELECT * FROM {VIEW}").fetchall()
-        self.columns = {str(name): str(kind) for name, kind, *_ in described}
-
-    def is_near(self, columns: Sequence[str], segments: Sequence[AnySegment]) -> bool:
-        """All of them are read from their files."""
-        return False
-
-    def masks(
-        self, sql: str, columns: Sequence[str], segments: Sequence[AnySegment]
-    ) -> list[Bitmap]:
-        """Which rows meet a condition: one bitmap, for the one segment there is."""
-        kept = self.arrow(f"SELECT ({sql}) IS TRUE AS kept FROM {VIEW}")["kept"]
-        return [bits.from_mask(kept.to_numpy())]

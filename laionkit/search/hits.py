@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from laionkit.search.found import Found
 from laionkit.search.planner import Plan
 
 
@@ -23,8 +24,8 @@ class Hits(pd.DataFrame):
         return {"hits": hits, "plan": self.plan.as_json() if self.plan else None}
 
 
-def make_hits(table: pd.DataFrame, plan: Plan) -> Hits:
-    """A table of hits with its plan."""
-    hits = Hits(table)
-    object.__setattr__(hits, "plan", plan)
+def make_hits(found: Found) -> Hits:
+    """An answer as a table of pandas."""
+    hits = Hits(found.table.to_pandas())
+    object.__setattr__(hits, "plan", found.plan)
     return hits

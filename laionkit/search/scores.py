@@ -20,6 +20,7 @@ from laionkit.core.embeddings import score_columns, score_stage
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
+from laionkit.search.arrow import as_arrow
 from laionkit.search.cache import local_file
 from laionkit.search.foreign import AnySegment
 from laionkit.search.layout import SegmentInfo, segment_file
@@ -79,7 +80,7 @@ class Scores:
         found = {}
         for name in self.columns:
             array = self.array(segment, name)
-            values = self._look_up(name, known) if array is None else pa.array(array[rows])
+            values = self._look_up(name, known) if array is None else as_arrow(array[rows])
             found[name] = pa.chunked_array([values])
         return found
 

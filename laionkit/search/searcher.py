@@ -5,10 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
@@ -17,18 +16,22 @@ from laionkit.backends.knn import Neighbours, merge
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
+from laionkit.search.arrow import as_arrow
 from laionkit.search.blend import Kind, Weighted, blend, boosts_of, head_direction, parse_wish
 from laionkit.search.copies import Copies
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
-from laionkit.search.filters import TIMEOUT_S, DatasetFilters, Filters, FilterTable
-from laionkit.search.foreign import ForeignSegment, ForeignTable
-from laionkit.search.hits import Hits, make_hits
+from laionkit.search.filters import Filters, FilterTable
+from laionkit.search.foreign import ForeignSegment
+from laionkit.search.found import Found
 from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Plan
 from laionkit.search.queries import Encoder, Image, check_vector, read_vector
 from laionkit.search.scores import Scores
+
+if TYPE_CHECKING:
+    from laionkit.search.hits import Hits
 
 MAX_K = 100_000
 LATENCY_MS = 50.0  # what feels immediate, with a page to draw after it
@@ -84,7 +87,7 @@ class Searcher:
         dedup: float | None = None,
         exact: bool = False,
         latency_ms: float = LATENCY_MS,
-    ) -> Hits:
+    ) -> "Hits":
         """The k rows nearest to a query: always min(k, matches) of them.
 
         The query is a `text`, an `image` (path, URL, bytes or pixels), a `vector`, a key
@@ -98,6 +101,35 @@ class Searcher:
         says where that cut it. Raises ConfigError for a wrong setting, InputError for a query
         that cannot be used.
         """
+        from laionkit.search.hits import make_hits
+
+        return make_hits(
+            self.find(
+                text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost,
+                k=k, page=page, where=where, threshold=threshold, dedup=dedup, exact=exact,
+                latency_ms=latency_ms,
+            )
+        )  # fmt: skip
+
+    def find(
+        self,
+        text: str | None = None,
+        *,
+        image: Image | None = None,
+        vector: ArrayLike | None = None,
+        like: str | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        boost: Mapping[str, float] | Sequence[str] = (),
+        k: int = 10,
+        page: int | None = None,
+        where: str | None = None,
+        threshold: float | None = None,
+        dedup: float | None = None,
+        exact: bool = False,
+        latency_ms: float = LATENCY_MS,
+    ) -> Found:
+        """The same as `search`, as an Arrow table: for what should start without pandas."""
         first = check_depth(k, page, dedup, threshold)
         clock = _Clock()
         query = self.query_vector(
@@ -116,7 +148,7 @@ class Searcher:
             found = Neighbours(found.scores[good], found.rows[good])
         table = self.describe(found)
         clock.lap("describe")
-        return make_hits(table, replace(plan, where=where, milliseconds=clock.laps))
+        return Found(table, replace(plan, where=where, milliseconds=clock.laps))
 
     def nearest(
         self,
@@ -141,13 +173,12 @@ class Searcher:
         )
         return merge(parts, k), plan
 
-    def describe(self, found: Neighbours) -> pd.DataFrame:
+    def describe(self, found: Neighbours) -> pa.Table:
         """A table of hits: key, match, caption, url, every score, shard, row."""
         table = self._rows(found.rows)
-        named = {name: table[name].to_pandas() for name in table.column_names}
-        last = [named.pop(name) for name in ("shard", "row")]
-        first = {"key": named.pop("key"), "match": found.scores}
-        return pd.DataFrame({**first, **named, "shard": last[0], "row": last[1]})
+        table = table.add_column(1, "match", as_arrow(found.scores))
+        last = ("shard", "row")
+        return table.select([*(name for name in table.column_names if name not in last), *last])
 
     def query_vector(
         self,
@@ -251,13 +282,15 @@ class Searcher:
             places.append(here)
         back = np.empty(len(rows), np.int64)
         back[np.concatenate(places)] = np.arange(len(rows))
-        return pa.concat_tables(parts, promote_options="permissive").take(back)
+        return pa.concat_tables(parts, promote_options="permissive").take(as_arrow(back))
 
     def _open_columns(self) -> FilterTable:
         """What a filter is over: the dataset's columns, or a foreign folder's metadata."""
+        from laionkit.search.filter_tables import DatasetFilters, ForeignTable
+
         first = self.segments[0]
         if isinstance(first, ForeignSegment):
-            return ForeignTable(first, TIMEOUT_S)
+            return ForeignTable(first)
         return DatasetFilters(self.dataset, self._scores)
 
     def _keeps(self, where: str | None, asked: Sequence[str]) -> list[Keep | None]:

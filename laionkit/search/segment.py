@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from laionkit.backends import knn
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.search.arrow import as_arrow
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 
 ROW_COLUMNS = ("key", "caption", "url", "shard", "row")
@@ -53,12 +54,12 @@ class MappedRows:
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._starts)
         parts = [
-            self.batches[i].take(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i])
+            self.batches[i].take(as_arrow(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i]))
             for i in np.flatnonzero(np.diff(cuts))
         ]
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return pa.Table.from_batches(parts, self._reader.schema).take(back)
+        return pa.Table.from_batches(parts, self._reader.schema).take(as_arrow(back))
 
     def keys(self) -> pa.ChunkedArray:
         """Every row's key, in order."""

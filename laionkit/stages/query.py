@@ -11,6 +11,7 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
 
 if TYPE_CHECKING:
+    from laionkit.search.found import Found
     from laionkit.search.hits import Hits
     from laionkit.search.queries import Image
     from laionkit.search.searcher import Searcher
@@ -65,8 +66,10 @@ def query(
     runner: Runner = Runner(),
 ) -> "Hits":
     """Find the k rows nearest to a text, an image (path, URL or bytes), a vector, or a blend."""
+    from laionkit.search.hits import make_hits
+
     searcher = open_searcher(dataset, config.as_name, runner, config.allow_private)
-    return answer(searcher, config, text, image=image, vector=vector)
+    return make_hits(answer(searcher, config, text, image=image, vector=vector))
 
 
 def open_searcher(
@@ -88,15 +91,15 @@ def answer(
     *,
     image: "Image | None" = None,
     vector: ArrayLike | None = None,
-) -> "Hits":
+) -> "Found":
     """Answer one query of an open Searcher, and draw its sheet where one is asked for."""
     if config.sheet is not None:
         _check_sheet(config.sheet)
-    hits = searcher.search(text, image=image, vector=vector, **_settings(config))
+    found = searcher.find(text, image=image, vector=vector, **_settings(config))
     if config.sheet is not None:
         words = ", ".join(filter(None, [text, *(f"+ {w}" for w in config.plus)]))
-        _draw(searcher, hits, words or "Nearest pictures", config)
-    return hits
+        _draw(searcher, found, words or "Nearest pictures", config)
+    return found
 
 
 def _settings(config: QueryConfig) -> dict[str, Any]:
@@ -112,20 +115,19 @@ def _check_sheet(path: str) -> None:
         raise InputError(f"sheet={path!r}: there is no folder {Path(path).absolute().parent}")
 
 
-def _draw(searcher: "Searcher", hits: "Hits", title: str, config: QueryConfig) -> None:
+def _draw(searcher: "Searcher", found: "Found", title: str, config: QueryConfig) -> None:
     import cv2
 
     from laionkit.ops.sheet import Tile, contact_sheet
     from laionkit.search.pictures import load_pictures
 
-    shown = hits.head(SHEET_HITS)
-    pictures = load_pictures(searcher.dataset, shown["shard"].tolist(), shown["key"].tolist())
+    shown = found.table.slice(0, SHEET_HITS).to_pydict()
+    pictures = load_pictures(searcher.dataset, shown["shard"], shown["key"])
     tiles = [
         Tile(picture, f"{match:.3f}", caption or "")
         for picture, match, caption in zip(pictures, shown["match"], shown["caption"], strict=True)
     ]
-    assert hits.plan is not None
-    note = f"{hits.plan.matches:,} of {hits.plan.rows:,} pictures searched"
+    note = f"{found.plan.matches:,} of {found.plan.rows:,} pictures searched"
     note += f", where {config.where}" if config.where else ""
     sheet = contact_sheet(tiles, title, note)
     done, data = cv2.imencode(".png", sheet[:, :, ::-1])

@@ -8,7 +8,7 @@ import pytest
 
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
-from laionkit.search import filters
+from laionkit.search import filter_tables
 from laionkit.search.searcher import Searcher
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, add_scores, clustered, commit
@@ -60,7 +60,7 @@ def assert_scores(dataset: Path, taste: np.ndarray) -> None:
 def test_scores_lie_in_row_order_and_filters_read_them_there(dataset, monkeypatch):
     assert [name[:6] for name in arrays(dataset)] == ["taste-"]
     assert_scores(dataset, TASTE)
-    monkeypatch.setattr(filters.DatasetFilters, "batches", None)  # what joins by key
+    monkeypatch.setattr(filter_tables.DatasetFilters, "batches", None)  # what joins by key
     searcher = Searcher(dataset)
     assert searcher.search(vector=np.ones(DIM), where="taste >= 0.5").plan.matches == sum(
         TASTE >= 0.5

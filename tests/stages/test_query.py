@@ -9,14 +9,20 @@ from laionkit.backends.heads import Head, Layer, save_head
 from laionkit.backends.knn import Neighbours
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
+from laionkit.search.hits import Hits, make_hits
 from laionkit.stages.embed import EmbedConfig, embed
 from laionkit.stages.index import index
-from laionkit.stages.query import QueryConfig, answer, open_searcher, query, query_file
+from laionkit.stages.query import QueryConfig, open_searcher, query, query_file
+from laionkit.stages.query import answer as find
 from laionkit.stages.score import ScoreConfig, score
 from tests.fault_server import FaultServer
 from tests.stages.shards import shard_of, write_shards
 
 CPU = Runner(device="cpu")
+
+
+def answer(*asked: object, **more: object) -> Hits:
+    return make_hits(find(*asked, **more))
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +167,8 @@ def test_a_boost_by_an_affine_head_is_exact(dataset, searcher, samples, tmp_path
     hits = answer(opened, QueryConfig(k=16, boost=(boost,)), samples[2][2])
     asked = opened.query_vector(samples[2][2])
     wanted = vectors @ asked + 0.7 * (vectors @ weights) / np.linalg.norm(weights)
-    keys = opened.describe(Neighbours(np.zeros(16, np.float32), np.arange(16))).key
-    assert hits.key.tolist() == keys[np.argsort(-wanted)].tolist()
+    table = opened.describe(Neighbours(np.zeros(16, np.float32), np.arange(16)))
+    assert hits.key.tolist() == table["key"].take(np.argsort(-wanted)).to_pylist()
 
 
 def test_many_queries_go_to_parquet_and_a_bad_one_is_named(dataset, samples, tmp_path):
