@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from laionkit.core.progress import Counts
 
@@ -127,10 +128,11 @@ def columns(found: Sequence[ColumnInfo]) -> None:
 
 def inspection(found: Inspection) -> None:
     """Print what each source is seen as, a row a column with a histogram."""
-    titles = ("column", "in source", "type", "nulls", "spread", "min", "max")
+    titles = ("column", "type", "nulls", "spread", "min", "max")
     for look in found.sources:
         rows = "rows unknown" if look.rows is None else f"{look.rows:,} rows"
-        console.print(f"[bold]{look.source}[/bold]  {look.set_name}, {rows}")
+        seen_as = f"  {look.set_name}, {rows}"
+        console.print(Text.assemble((look.source, "bold"), seen_as), soft_wrap=True)
         whole = any(column.whole for column in look.columns)
         what = "spreads are" if whole else "nulls, ranges and spreads are"
         console.print(f"  {what} of the first {look.looked_at:,} rows", markup=False)
@@ -140,9 +142,8 @@ def inspection(found: Inspection) -> None:
             titles,
             [
                 (
-                    c.name,
-                    c.source_name,
-                    c.type,
+                    c.name if c.name == c.source_name else f"{c.name} ← {c.source_name}",
+                    _cut(c.type),
                     c.nulls,
                     _bars(c.histogram),
                     _cut(c.least),
@@ -154,8 +155,13 @@ def inspection(found: Inspection) -> None:
 
 
 def _cut(value: Any, most: int = 10) -> Any:
-    """A long text's beginning."""
-    return value[: most - 1] + "…" if isinstance(value, str) and len(value) > most else value
+    """A long text's beginning, a long whole number's size: six columns stay within a screen."""
+    if isinstance(value, int) and abs(value) >= 10**8:
+        return f"{value:.3g}"
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
+    return line[: most - 1] + "…" if len(line) > most else line
 
 
 def _bars(histogram: Sequence[int]) -> str:

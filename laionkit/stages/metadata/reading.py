@@ -150,7 +150,7 @@ class Reader:
                 self._take(engine, number, reading, verdict, batch)
                 if self.sink.full:
                     last = int(batch.rows[-1]) if len(batch.rows) else 0
-                    return f"limit reached: {table.name} after row {last} was not read"
+                    return f"limit reached in row {last} of {table.name}: no further row was read"
         return ""
 
     def _sift(self, engine: "LinkEngine", reading: Reading, verdict: Verdict) -> "Sift | None":

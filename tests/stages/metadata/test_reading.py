@@ -295,6 +295,19 @@ def test_real_files_are_read_whole(tmp_path, real_data, name, rows):
     assert kept(tmp_path / "d")["url"].null_count == 0
 
 
+def test_what_inspect_prints_stays_within_80_columns(tmp_path, laionkit):
+    name, long = "clip_similarity_vitl14_of_everything", "a caption\nof two lines, which is long"
+    row = {"url": "https://host.example/a/long/path.jpg", "TEXT": long, "hash": -(2**63), name: 0.5}
+    rows = [row, {**row, "hash": 2**63 - 1, "TEXT": None}]
+    path = write(tmp_path, "parquet", rows).rename(tmp_path / "links [of] me.parquet")
+    shown = laionkit("metadata", "--inspect", path).out
+    head, *rest = shown.splitlines()
+    assert head.startswith(f"{path}  ")
+    assert max(map(len, rest)) <= 80
+    for text in ("caption ← TEXT", "https://h…", "a caption…", "-9.22e+18", "9.22e+18", "max"):
+        assert text in shown
+
+
 def test_inspect_says_what_is_there_and_touches_nothing(tmp_path):
     rows = [{**row, "WIDTH": i, "punsafe": None if i < 5 else 0.5} for i, row in enumerate(ROWS)]
     source = write(tmp_path, "parquet", rows)
