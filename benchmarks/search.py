@@ -4,7 +4,8 @@
 
 It goes in steps (``--steps``) that keep what they made in ``--place``, so that each can be run when
 the machine is free for it: data, ours, ivf, autofaiss (the builds), cold, prepare (filters, truth
-and the peer's best nprobe of every cell), time, recall.
+and the peer's best nprobe of every cell), time, recall, agree (what the index says of its recall,
+beside what other queries find), budget (a build in 300 MiB).
 
 The vectors are generated, a few numbers of theirs fitted to real ones (LAIONKIT_TEST_DATA: 400
 Flickr8k pictures, 1,203 texts of Detic, both CLIP ViT-B/32): the two means (the modality gap), the
@@ -47,14 +48,15 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.search import bits
-from laionkit.search.evaluation import exact_scores
+from laionkit.search.evaluation import Queries, evaluate, exact_scores
 from laionkit.search.keep import Keep, prepare
 from laionkit.search.searcher import Searcher
 from laionkit.search.tuning import CELLS, simulated_filter
 from laionkit.stages.index import IndexConfig, index
 
 DIM, K, SHARD = 512, 10, 50_000
-STEPS = ("data", "ours", "ivf", "autofaiss", "cold", "prepare", "time", "recall")
+STEPS = ("data", "ours", "ivf", "autofaiss", "cold", "prepare", "time", "recall", "agree", "budget")
+SMALL_MIB = 300
 RECALL_BATCH = 250  # queries whose scores are held at a time: 1 GB of a million rows
 PEERS = ["autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy<2", "pyarrow<20"]
 PEER_BUILD = """
@@ -207,14 +209,14 @@ def write_dataset(place: Path, generator: Generator, rows: int) -> None:
         )
 
 
-def build_ours(place: Path) -> dict[str, float]:
+def build_ours(place: Path, memory_mib: int = 2048) -> dict[str, float]:
     """Build in a process of its own, whatever was built before."""
     for old in ("index", ".laionkit/index"):
         shutil.rmtree(place / "dataset" / old, ignore_errors=True)
     started = time.perf_counter()
     pid = os.fork()
     if not pid:
-        index(str(place / "dataset"), IndexConfig(exact_mib=0))
+        index(str(place / "dataset"), IndexConfig(exact_mib=0, memory_mib=memory_mib))
         os._exit(0)
     _, status, used = os.wait4(pid, 0)
     assert status == 0
@@ -405,6 +407,24 @@ def measure_recall(place: Path, first: int, count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def measure_agreement(place: Path, count: int) -> list[dict[str, Any]]:
+    """What ``--evaluate`` stores, and what as many other text queries find, cell by cell."""
+    index(str(place / "dataset"), IndexConfig(exact_mib=0, evaluate=count))
+    stored = json.loads((place / "dataset/index/clip/evaluation.json").read_text())["cells"]
+    others = Queries.of_texts(np.load(place / "queries.npy")[-count:])
+    again = evaluate(Searcher(place / "dataset"), {"texts": others}, seed=1)
+    found = []
+    for told, seen in zip((c for c in stored if c["queries"] == "texts"), again, strict=True):
+        assert (told["selectivity"], told["correlation"]) == (seen.selectivity, seen.correlation)
+        margin = float(np.hypot(told["recall"] - told["low"], seen.recall - seen.low))
+        found.append({
+            "selectivity": seen.selectivity, "correlation": seen.correlation,
+            "stored": told["recall"], "again": seen.recall, "margin95": round(margin, 4),
+            "within": abs(told["recall"] - seen.recall) <= margin + 1e-9,
+        })  # fmt: skip
+    return found
+
+
 def summary(side: dict[str, Any], truth: list[list[int]]) -> dict[str, float]:
     """Recall with its lower 95 % bound, the share of short answers, median wall and CPU time."""
     pairs = list(zip(side["answers"], truth, strict=True))
@@ -449,6 +469,8 @@ def main() -> None:
         "cold": lambda: cold_query(place),
         "prepare": lambda: prepare_cells(place, python, args.queries),
         "time": lambda: time_cells(place, python),
+        "agree": lambda: measure_agreement(place, args.queries),
+        "budget": lambda: build_ours(place, SMALL_MIB),
         "recall": lambda: measure_recall(place, args.queries, args.recall_queries),
     }
     for step in args.steps.split(","):

@@ -113,11 +113,33 @@ def stages(found: Sequence[StageStatus]) -> None:
             table(
                 ("host", "lost"), list(row.worst_hosts.items()), title=f"{row.stage}: worst hosts"
             )
+        if row.measured:
+            _recall(row)
         if row.tried_again:
             healed = (
                 f"{row.stage}: {row.healed:,} of {row.tried_again:,} tries at lost links healed"
             )
             console.print(f"{healed} them; they count as ok above", markup=False)
+
+
+def _recall(row: StageStatus) -> None:
+    """Print an index's recall for each kind of query: without a filter, and under the worst."""
+    rows = f"{row.measured['rows']:,} of {row.counts.ok:,} rows"
+    cells = row.measured["cells"]
+    for kind in dict.fromkeys(cell["queries"] for cell in cells):
+        mine = [cell for cell in cells if cell["queries"] == kind]
+        worst = min(mine, key=lambda cell: cell["recall"])
+        told = [f"no filter {_interval(mine[0])}"]
+        if worst["selectivity"] < 1:
+            filtered = f"{100 * worst['selectivity']:g} %, correlation {worst['correlation']:g}"
+            told.append(f"worst filter ({filtered}) {_interval(worst)}")
+        what = f"{row.stage}: recall@{row.measured['k']} of {mine[0]['count']} {kind}, {rows}"
+        console.print(f"{what}: {'; '.join(told)}", markup=False, soft_wrap=True)
+
+
+def _interval(cell: Mapping[str, Any]) -> str:
+    """A mean, its 95 % interval, its 5th percentile."""
+    return f"{cell['recall']:.3f} ({cell['low']:.3f} to {cell['high']:.3f}, p5 {cell['p5']:g})"
 
 
 def columns(found: Sequence[ColumnInfo]) -> None:

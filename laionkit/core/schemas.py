@@ -13,6 +13,7 @@ SHARDS = "shards"
 EMBEDDINGS = "embeddings"
 SCORES = "scores"
 INDEX = "index"
+MEASURED = "evaluation.json"  # what a stage measured of its own output, in the stage's folder
 SUBSETS = "subsets"
 RECORDS = ".laionkit"
 # Records of image shards, whoever made them (fetch, or adopt for what others fetched).

@@ -1,6 +1,7 @@
 """What a dataset holds, told from its records alone: stages, shards, counts, seconds."""
 
 from collections import Counter
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,7 +9,7 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import STAGE_FILE, StageRecords
-from laionkit.core.schemas import RECORDS
+from laionkit.core.schemas import MEASURED, RECORDS
 
 WORST_HOSTS = 10
 
@@ -18,7 +19,8 @@ class StageStatus(BaseModel):
 
     Samples tried again are counted once, as what became of them last: `tried_again` and `healed`
     say how many there were. `worst_hosts` maps servers to the samples lost there, worst first;
-    a host with few losses in every shard may be missing.
+    a host with few losses in every shard may be missing. `measured` is what the stage found of its
+    own output: of an index its recall, by kind of query and filter.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +35,7 @@ class StageStatus(BaseModel):
     tried_again: int = 0
     healed: int = 0
     worst_hosts: dict[str, int] = {}
+    measured: dict[str, Any] = {}
 
 
 def recorded_stages(dataset: Folder) -> list[str]:
@@ -57,7 +60,7 @@ def status(dataset: str) -> list[StageStatus]:
 
 def stage_status(dataset: Folder, stage: str) -> StageStatus:
     """Sum up one stage's records."""
-    records = StageRecords(dataset, stage)
+    records, place = StageRecords(dataset, stage), f"{stage}/{MEASURED}"
     made = records.made()
     counts, shards, size, seconds, last = Counts(), 0, 0, 0.0, ""
     tried, was_lost, hosts = 0, Counter[str](), Counter[str]()
@@ -81,6 +84,7 @@ def stage_status(dataset: Folder, stage: str) -> StageStatus:
         tried_again=tried,
         healed=was_lost.total(),
         worst_hosts=dict(hosts.most_common(WORST_HOSTS)),
+        measured=dataset.read_json(place) if dataset.exists(place) else {},
     )
 
 

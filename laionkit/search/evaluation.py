@@ -48,6 +48,20 @@ class Cell(BaseModel):
     milliseconds: float
 
 
+class Evaluation(BaseModel):
+    """What was measured of an index of `rows` living rows: recall@k by kind of query and filter.
+
+    `segment` names the index's first segment: the card of another one is out of date.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    segment: str
+    rows: int
+    k: int
+    cells: tuple[Cell, ...]
+
+
 @dataclass(frozen=True)
 class Queries:
     """Unit vectors of one kind of query, and the rows they are of (-1: of none)."""

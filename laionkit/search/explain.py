@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from laionkit.core.files import Folder
+from laionkit.core.schemas import MEASURED
 from laionkit.search.build import Shape, default_lists
-from laionkit.search.layout import EVALUATION, ROWS, Pointer, segment_file
+from laionkit.search.layout import ROWS, Pointer, segment_file
 from laionkit.search.planner import probe_ms, scan_ms
 from laionkit.search.reach import K, Reach
 
@@ -101,4 +102,4 @@ def row_bytes(folder: Folder, pointer: Pointer | None, rows: int) -> int:
 
 def read_measured(folder: Folder) -> tuple[dict[str, Any], ...]:
     """The cells of an index's last evaluation; none where it was never evaluated."""
-    return tuple(folder.read_json(EVALUATION)) if folder.exists(EVALUATION) else ()
+    return tuple(folder.read_json(MEASURED)["cells"]) if folder.exists(MEASURED) else ()

@@ -26,7 +26,6 @@ SEGMENTS = "segments"
 VECTORS = "vectors.index"
 LISTS = "lists.index"
 ROWS = "rows.arrow"
-EVALUATION = "evaluation.json"
 
 
 class SegmentInfo(BaseModel):

@@ -18,7 +18,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts, ShardDone, StageEnded, StageStarted
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.core.runner import Runner, StageReport
-from laionkit.core.schemas import INDEX
+from laionkit.core.schemas import INDEX, MEASURED
 
 if TYPE_CHECKING:
     from laionkit.search.build import Built, Shape
@@ -54,7 +54,8 @@ class IndexConfig(StageConfig):
     quarter is new."""
     evaluate: Effort[int] = Field(0, ge=0, le=10_000)
     """Count of text and of image queries to measure recall with, by selectivity and correlation
-    of a filter; 0: none. What is found is kept in index/MODEL/evaluation.json."""
+    of a filter; 0: none. What is found is kept in index/MODEL/evaluation.json and told by status,
+    until the index is built anew."""
 
 
 def index(
@@ -83,6 +84,8 @@ def index(
     seconds = time.monotonic() - started
     for segment in built:
         _commit(records, settled, segment, seconds, runner)
+    if built and built[0].info.name == writer.segments()[0].name:
+        writer.folder.remove(MEASURED)
     _tidy(records, writer.folder, {info.name for info in writer.segments()})
     lay_out_scores(folder, writer.folder, writer.segments())
     report = _report(records, writer, not built, time.monotonic() - started, runner)
@@ -138,8 +141,8 @@ def _evaluate(
     dataset: Folder, model: str, refs: Sequence[EmbeddingRef], config: IndexConfig
 ) -> list[dict[str, Any]]:
     """Measure the recall of what searches now find, and keep it beside the index."""
-    from laionkit.search.evaluation import Queries, draw_rows, evaluate
-    from laionkit.search.layout import EVALUATION
+    from laionkit.search.evaluation import Evaluation, Queries, draw_rows, evaluate
+    from laionkit.search.reach import K
     from laionkit.search.searcher import Searcher
     from laionkit.search.source import JUDGE, VectorSource
 
@@ -148,9 +151,11 @@ def _evaluate(
     texts = source.sample_texts(config.evaluate, config.seed, JUDGE)
     images = draw_rows(searcher, config.evaluate, config.seed)
     cells = evaluate(searcher, {"texts": Queries.of_texts(texts), "images": images})
-    values = [cell.model_dump(mode="json") for cell in cells]
-    dataset.write_json(f"{INDEX}/{model}/{EVALUATION}", values)
-    return values
+    first = searcher.segments[0].info.name
+    found = Evaluation(segment=first, rows=searcher.count, k=K, cells=tuple(cells))
+    value = found.model_dump(mode="json")
+    dataset.write_json(f"{INDEX}/{model}/{MEASURED}", value)
+    return list(value["cells"])
 
 
 def _identity(facts: Mapping[str, Any]) -> dict[str, Any]:
