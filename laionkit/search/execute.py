@@ -127,9 +127,11 @@ def _scan(
     """The k rows of the greatest cosines, proven.
 
     The scan ranks by inner product and a row's length strays from 1 by up to `drift`, so a few
-    rows more are re-ranked, until no row beyond them can reach the k-th cosine.
+    rows more are re-ranked, until no row beyond them can reach the k-th cosine, whatever the order
+    in which float32 summed either.
     """
     vectors, drift, fetch = segment.vectors, segment.info.drift, k + 16 + k // 16
+    rounding = vectors.dim * 2.0**-23
     while True:
         fetch = min(fetch, matches)
         if keep is not None and copy is not None:
@@ -139,7 +141,7 @@ def _scan(
         found = Neighbours(vectors.cosines(query_D, rough.rows), rough.rows).top(k)
         last = float(rough.scores[-1])
         reach = last / (1 - drift) if last > 0 else last / (1 + drift)
-        if fetch == matches or reach < found.scores[-1]:
+        if fetch == matches or reach + rounding < found.scores[-1]:
             return found
         fetch *= 2
 

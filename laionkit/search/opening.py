@@ -38,6 +38,8 @@ def indexed_models(dataset: Folder) -> list[str]:
 def choose_index(dataset: Folder, model: str | None) -> str:
     """The index meant: the one named, or the only one. Raises InputError otherwise."""
     models = indexed_models(dataset)
+    if not models and not dataset.exists():
+        raise InputError(f"there is no folder {dataset}")
     if not models:
         raise InputError(f"{dataset} has no index: run laionkit index {dataset} first")
     if model is None and len(models) == 1:

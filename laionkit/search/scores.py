@@ -94,7 +94,7 @@ class Scores:
             places.append(here)
             if shard in paths:
                 table = self._file(paths[shard])
-                at = pc.index_in(keys.take(here), value_set=table["key"])
+                at = pc.index_in(keys.take(as_arrow(here)), value_set=table["key"])
                 parts.append(table["value"].take(at).combine_chunks())
             else:
                 parts.append(pa.nulls(len(here)))
@@ -105,8 +105,10 @@ class Scores:
         back[np.concatenate([*places, np.empty(0, np.int64)]).astype(np.int64)] = np.arange(
             len(keys)
         )
-        values = values.take(back).combine_chunks()
-        return pc.fill_null(values, np.nan) if pa.types.is_floating(kind) else values
+        values = values.take(as_arrow(back)).combine_chunks()
+        if not pa.types.is_floating(kind):
+            return values
+        return pc.coalesce(values, as_arrow(np.full(len(keys), np.nan, np.float32)).cast(kind))
 
     def _read(self, path: str) -> pa.Table:
         return self.dataset.read_table(path, ["key", "value"])

@@ -136,7 +136,8 @@ class Searcher:
             text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost
         )
         clock.lap("encode")
-        asked = [wish.value for wish in map(parse_wish, plus) if wish.kind == "key"]
+        wishes = map(parse_wish, (*plus, *minus))
+        asked = [wish.value for wish in wishes if wish.kind == "key"]
         keeps = self._keeps(where, asked if like is None else [like, *asked])
         clock.lap("filter")
         depth = k if page is None else min(_PAGES * k, MAX_K)

@@ -17,6 +17,7 @@ def test_a_vector_query_loads_no_tables_engine_or_model(tmp_path):
     keys = add_embeddings(tmp_path, "00000", vectors)
     add_scores(tmp_path, "taste", "00000", keys[:-1], np.arange(199, dtype=np.float32))
     index(str(tmp_path))
+    add_scores(tmp_path, "new", "00000", keys[1:], np.arange(199, dtype=np.float32))
     np.save(tmp_path / "one.npy", vectors[-1])
     code = (
         "import sys\n"
@@ -27,5 +28,5 @@ def test_a_vector_query_loads_no_tables_engine_or_model(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "LOADED []" in done.stderr
     first = json.loads(done.stdout)["hits"][0]
-    assert (first["key"], first["taste"], first["row"]) == (keys[-1], None, 199)
-    assert list(first) == ["key", "match", "caption", "url", "taste", "shard", "row"]
+    assert (first["key"], first["new"], first["taste"], first["row"]) == (keys[-1], 198, None, 199)
+    assert list(first) == ["key", "match", "caption", "url", "new", "taste", "shard", "row"]

@@ -138,6 +138,19 @@ def test_a_wrong_setting_is_one_clear_line(searcher, settings, message):
         searcher.search(**{"vector": np.ones(DIM), **settings})
 
 
+def test_rows_as_near_as_can_be_told_are_all_weighed(tmp_path):
+    """Lengths that stray from 1 rank rows by product otherwise than by cosine."""
+    rng = np.random.default_rng(0)
+    rows = unit(np.ones((400, 32)) + 0.002 * rng.standard_normal((400, 32)))
+    rows = (rows * (1 + 9e-4 * rng.uniform(-1, 1, (400, 1)))).astype(np.float16)
+    keys = add_embeddings(tmp_path, "00000", rows)
+    index(str(tmp_path))
+    query = unit(np.ones((1, 32)) + 0.01 * rng.standard_normal((1, 32)))[0]
+    hits = Searcher(tmp_path).search(vector=query, k=10)
+    assert_nearest(hits, keys, rows, query, 10)
+    assert hits.plan.exact
+
+
 def test_plain_faiss_opens_the_index_and_finds_the_same(dataset, searcher, vectors):
     plain = faiss.read_index(str(dataset / "index/toy/image.index"))
     if hasattr(plain, "nprobe"):

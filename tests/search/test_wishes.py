@@ -67,6 +67,11 @@ def test_what_is_only_against_something_finds_the_least_like_it(searcher, vector
     assert hits.key[0] == keys[int(np.argmin(cosines(vectors, vectors[3].astype(np.float32))))]
 
 
+def test_keys_that_hits_should_be_unlike_are_no_hits(searcher, keys):
+    hits = searcher.search(like=keys[3], minus=[f"0.1:key={keys[5]}"], k=len(keys))
+    assert set(hits.key) == set(keys) - {keys[3], keys[5]}
+
+
 def test_a_boost_ranks_by_cosine_plus_weighted_score(tmp_path, heads_cache):
     rows = clustered(300, 768, seed=2)
     add_embeddings(tmp_path, "00000", rows, facts={"backbone": "openai/ViT-L-14"})
