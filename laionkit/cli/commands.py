@@ -96,7 +96,7 @@ def head_fit(
     dataset: str,
     /,
     *,
-    config: Annotated[HeadFitConfig, flat],
+    config: Annotated[HeadFitConfig, flat] = HeadFitConfig(),
     how: HowToRun = HowToRun(),
 ) -> None:
     """Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET."""

@@ -92,6 +92,15 @@ def write_scores(
     )
 
 
+def has_words(caption: str | None) -> bool:
+    """Tell whether a caption says anything.
+
+    >>> has_words("  ")
+    False
+    """
+    return bool(caption and caption.strip())
+
+
 def read_labels(path: str | None) -> tuple[str, str] | None:
     """A file of labels as (path, text), None where none is named."""
     if path is None:

@@ -32,6 +32,10 @@ from laionkit.ops.vectors import unit_rows
 JOIN_COLUMNS = ("key", "url", "hash")
 HELD_OUT_EVERY = 5
 MIN_ROWS = 20
+METHODS = {
+    "ridge": (linear.fit_ridge, linear.squared_error),
+    "logistic": (linear.fit_logistic, linear.log_loss),
+}
 
 
 class HeadFitConfig(StageConfig):
@@ -102,20 +106,13 @@ def _fit_and_save(
             f"{ratings}: method=logistic takes ratings 0 and 1, seen {float(y_N.max()):g}; "
             "use --method ridge"
         )
-    fit, loss = (
-        (linear.fit_logistic, linear.log_loss)
-        if logistic
-        else (linear.fit_ridge, linear.squared_error)
-    )
-    marks = np.array([zlib.crc32(name.encode()) for name in names])
-    out_N = marks % HELD_OUT_EVERY == 0
-    folds_N = marks // HELD_OUT_EVERY % linear.FOLDS
-    if isinstance(config.l2, str):
-        l2 = linear.choose_l2(x_ND[~out_N], y_N[~out_N], folds_N[~out_N], fit, loss)
-    else:
-        l2 = config.l2
-    blind = fit(x_ND[~out_N], y_N[~out_N], l2)
-    fitted = fit(x_ND, y_N, l2)
+    fit, loss = METHODS[config.method]
+    out_N, folds_N = _held_out(names)
+    x_in_ND, y_in_N = x_ND[~out_N], y_N[~out_N]
+    l2 = config.l2
+    if isinstance(l2, str):
+        l2 = linear.choose_l2(x_in_ND, y_in_N, folds_N[~out_N], fit, loss)
+    blind, fitted = fit(x_in_ND, y_in_N, l2), fit(x_ND, y_N, l2)
     card: dict[str, object] = {
         "kind": config.method,
         "model": facts.get("model"),
@@ -125,7 +122,7 @@ def _fit_and_save(
         "rating_mean": float(y_N.mean()),
         "rating_min": float(y_N.min()),
         "rating_max": float(y_N.max()),
-        "held_out": _measure(blind, x_ND[out_N], y_N[out_N], float(y_N[~out_N].mean()), logistic),
+        "held_out": _measure(blind, x_ND[out_N], y_N[out_N], float(y_in_N.mean()), logistic),
     }
     weight_OI = fitted.weight_D.astype(np.float32)[None]
     layer = Layer(weight_OI, np.array([fitted.bias], dtype=np.float32))
@@ -134,6 +131,12 @@ def _fit_and_save(
     head = Head(path.stem, str(facts["backbone"]), "", (layer,), output=output, card=card)
     save_head(path, head)
     return card
+
+
+def _held_out(names: list[str]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which samples no fit sees, and the fold of each of the others: by name, not by order."""
+    marks_N = np.array([zlib.crc32(name.encode()) for name in names])
+    return marks_N % HELD_OUT_EVERY == 0, marks_N // HELD_OUT_EVERY % linear.FOLDS
 
 
 def _measure(

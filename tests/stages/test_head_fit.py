@@ -52,6 +52,16 @@ def test_a_fitted_head_predicts_what_it_never_saw_and_scores_the_dataset(rated, 
     assert np.corrcoef(values_of(folder, "taste"), ratings)[0, 1] > 0.98
 
 
+def test_the_command_fits_and_the_next_one_scores(rated, tmp_path, laionkit):
+    folder, ratings = rated
+    file = write_csv(tmp_path / "r.csv", [(f"{i:05d}", r) for i, r in enumerate(ratings)])
+    output = tmp_path / "mine.safetensors"
+    ran = laionkit("head", "fit", file, folder.url, "-o", output)
+    assert (ran.code, output.is_file()) == (0, True), ran.err
+    ran = laionkit("score", folder.url, "--heads", output)
+    assert (ran.code, len(values_of(folder, "mine"))) == (0, 600), ran.err
+
+
 def test_the_same_ratings_give_the_same_file(rated, tmp_path):
     folder, ratings = rated
     table = pa.table({"key": [f"{i:05d}" for i in range(600)], "score": ratings})

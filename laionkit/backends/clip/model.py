@@ -117,12 +117,12 @@ class ClipModel:
         if not isinstance(images, np.ndarray):
             images = np.array([self.preprocess(image) for image in images])
         parts = [self.embed_images(images[i : i + batch]) for i in range(0, len(images), batch)]
-        return self._gather(parts)
+        return self.gather(parts)
 
     def encode_texts(self, texts: Sequence[str], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Embed captions, of like length together. Returns float32 [N, D], unit rows."""
         if not texts:
-            return self._gather([])
+            return self.gather([])
         return self.embed_captions(self.tokenizer(list(texts)), batch)()
 
     def embed_captions(
@@ -225,7 +225,8 @@ class ClipModel:
         there.record_stream(computing)
         return there
 
-    def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
+    def gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
+        """Rows of several batches, brought home: float32 [N, D]."""
         if not parts:
             return np.empty((0, self.dim), np.float32)
         rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()

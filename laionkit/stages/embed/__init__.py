@@ -79,26 +79,12 @@ def embed(
     refs = {ref.name: ref for ref in list_shards(folder)}
     if not refs:
         raise InputError(f"{dataset} has no image shards: run laionkit fetch or adopt first")
-    from laionkit.backends.clip.model import text_encoder
-    from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
-    from laionkit.backends.heads.watermark import WatermarkHead, is_watermark
-
     box = ModelBox(config.model, config.backbone_id)
     facts = box.loaded().facts()
-    looking = [name for name in config.heads if is_watermark(name)]
-    names = [*([CLIP_SIMILARITY] if config.text else []), *config.heads]
-    names = [name for name in names if name not in looking]
-    scorers = open_scorers(
-        names,
-        facts["backbone"],
-        has_text=config.text,
-        encoder=lambda: text_encoder(box.loaded()),
-        labels=read_labels(config.labels),
-    )
+    scorers, lookers = _open_heads(config, box)
     model = config.as_name or model_folder_name(config.model)
     records = StageRecords(folder, embed_stage(model))
     config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
-    lookers = [WatermarkHead(name) for name in looking[:1]]
     heads = {scorer.column: scorer.facts() for scorer in scorers}
     heads |= {head.column: head.facts() for head in lookers}
     for column, head_facts in heads.items():
@@ -112,6 +98,26 @@ def embed(
     _note_unscored(runner, folder, records, heads)
     outputs = (f"{EMBEDDINGS}/{model}", *(f"{SCORES}/{column}" for column in heads))
     return report.model_copy(update={"outputs": outputs})
+
+
+def _open_heads(
+    config: EmbedConfig, box: "ModelBox"
+) -> tuple[list["Scorer"], list["WatermarkHead"]]:
+    """What scores vectors, and what looks at the pictures themselves. Raises ConfigError."""
+    from laionkit.backends.clip.model import text_encoder
+    from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
+    from laionkit.backends.heads.watermark import WatermarkHead, is_watermark
+
+    looking = [name for name in config.heads if is_watermark(name)]
+    names = [name for name in config.heads if name not in looking]
+    scorers = open_scorers(
+        [*([CLIP_SIMILARITY] if config.text else []), *names],
+        box.loaded().backbone,
+        has_text=config.text,
+        encoder=lambda: text_encoder(box.loaded()),
+        labels=read_labels(config.labels),
+    )
+    return scorers, [WatermarkHead(name) for name in looking[:1]]
 
 
 def _open_worker(

@@ -69,15 +69,6 @@ def open_shard(dataset: Folder, ref: ShardRef, local: "LocalCopies") -> ShardSou
     return ShardSource(ref.name, str(path), keys, members, captions, dropped, table)
 
 
-def has_words(caption: str | None) -> bool:
-    """Tell whether a caption says anything.
-
-    >>> has_words("  ")
-    False
-    """
-    return bool(caption and caption.strip())
-
-
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
 

@@ -26,7 +26,7 @@ from laionkit.core.embeddings import score_stage
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts, Note, SamplesDone
 from laionkit.core.runner import Outcome, Site
-from laionkit.core.scores import write_scores
+from laionkit.core.scores import has_words, write_scores
 from laionkit.core.shards import ShardRef
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.embed import output
@@ -36,7 +36,6 @@ from laionkit.stages.embed.source import (
     LocalCopies,
     ShardSource,
     batches,
-    has_words,
     open_shard,
 )
 
@@ -217,7 +216,7 @@ class EmbedWorker:
     def _finish(self, shard: _Shard) -> Outcome:
         """Bring a shard's vectors home, embed its captions, score, write."""
         source, name = shard.source, shard.source.name
-        image_ND = _halves(self._gather(shard.parts))
+        image_ND = _halves(self.model.gather(shard.parts))
         dropped = [*source.dropped, *shard.lost]
         files = {
             "img_emb": output.write_vectors(self.dataset, self.folder, "img_emb", name, image_ND)
@@ -257,12 +256,6 @@ class EmbedWorker:
             written = write_scores(self.dataset, column, shard.source.name, keys, values)
             also[score_stage(column)] = ({"scores": written}, Counts.of(len(keys), {}))
         return also
-
-    def _gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
-        if not parts:
-            return np.empty((0, self.model.dim), np.float32)
-        rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return rows
 
 
 def _halves(emb_ND: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -26,7 +26,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
-from laionkit.core.scores import begin_column, read_labels, write_scores
+from laionkit.core.scores import begin_column, has_words, read_labels, write_scores
 from laionkit.ops.vectors import unit_rows
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def read_keys(dataset: Folder, ref: EmbeddingRef) -> tuple[list[str], NDArray[np
     if "caption" not in table.column_names:
         return keys, np.ones(len(keys), dtype=bool)
     captions = table["caption"].to_pylist()
-    return keys, np.array([bool(c and c.strip()) for c in captions], dtype=bool)
+    return keys, np.array([has_words(caption) for caption in captions], dtype=bool)
 
 
 def _join(folder: Folder, reports: dict[str, StageReport]) -> StageReport:
