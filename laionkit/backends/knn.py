@@ -66,7 +66,8 @@ def _open(path: Path) -> Any:
     except RuntimeError as error:
         why = str(error).rpartition(": ")[2] or str(error)
         raise InputError(
-            f"{path} is no readable faiss index ({' '.join(why.split())}): run laionkit index again"
+            f"{path} is no readable faiss index ({' '.join(why.split())}): "
+            "run laionkit index --fresh"
         ) from error
 
 

@@ -20,7 +20,7 @@ _NAMED = ("key", "match", "caption", "url", "shard", "row")
 _MIB = 2**20
 _NOTES = (
     "every matching row's float16 vector is scored",
-    "the nearest lists' 8-bit codes are scored, the best again as float16",
+    "the nearest lists' codes are scored, the best again as float16",
 )
 
 

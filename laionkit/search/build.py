@@ -35,14 +35,15 @@ _BYTES_A_ROW = 36  # list, order, its inverse, and what sorting takes
 class Shape:
     """How a segment is laid out: in how many lists (0: scanned whole), drawn with which seed.
 
-    Probes of lists aim at `recall`. `memory_mib` bounds what the build works in, beside the
-    libraries and what the system caches.
+    Codes have `code_bits` a dimension, 8 or 4. Probes of lists aim at `recall`. `memory_mib`
+    bounds what the build works in, beside the libraries and what the system caches.
     """
 
     lists: int = 0
     seed: int = 0
     memory_mib: int = 2048
     recall: float = 0.95
+    code_bits: int = 8
 
     def block_rows(self, dim: int) -> int:
         """How many rows are worked on at a time: an eighth of the memory, three copies each."""
@@ -79,6 +80,11 @@ class Built:
         return sum(role.startswith("metadata_") for role in self.files)
 
 
+def code_bytes(rows: int, dim: int, bits: int) -> int:
+    """What the codes of so many rows take, with the rows' numbers."""
+    return rows * (-(-dim * bits // 8) + 8)
+
+
 def default_lists(rows: int) -> int:
     """The count of lists for so many rows: 2√rows, of which a text query probes a tenth."""
     return max(16, round(2 * math.sqrt(rows) / 16) * 16)
@@ -104,7 +110,11 @@ def build_segment(
         if not len(kept):
             raise InputError(f"{dataset}: every row was taken down: nothing to index")
     shards = {ref.name: ref.content for ref in refs}
-    built = Built(SegmentInfo(name=name, rows=len(kept), lists=shape.lists, shards=shards))
+    built = Built(
+        SegmentInfo(
+            name=name, rows=len(kept), lists=shape.lists, code_bits=shape.code_bits, shards=shards
+        )
+    )
     base = f"{place}/{segment_file(name, '')}"
     order = kept
     if shape.lists:
@@ -137,13 +147,15 @@ def _write_lists(
         knn_build.write_flat(_io(flat), source.dim, len(order), halves)
         flat.flush()
         means, stops = found.means_LD(centroids), np.cumsum(sizes)
-        some = np.unique(np.linspace(0, len(order) - 1, _RANGE_ROWS).astype(np.int64))
-        few = source.read(order[some]).wide - means[np.searchsorted(stops, some, side="right")]
+        few = min(_RANGE_ROWS, source.block_rows)
+        some = np.unique(np.linspace(0, len(order) - 1, few).astype(np.int64))
+        seen = source.read(order[some]).wide
+        seen -= means[np.searchsorted(stops, some, side="right")]
         written = knn_build.flat_blocks(
             Path(flat.file.name), source.dim, len(order), source.block_rows
         )
         with dataset.create(base + LISTS) as file:
-            knn_build.write_lists(_io(file), means, sizes, few, written)
+            knn_build.write_lists(_io(file), means, sizes, seen, written, shape.code_bits)
     reach = _learn(source, order, sizes, means, shape)
     built.add("vectors", base + VECTORS, flat)
     built.add("lists", base + LISTS, file)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from laionkit.search import bits
+from laionkit.search.build import code_bytes
 from laionkit.search.keep import Keep, prepare
 from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
@@ -175,7 +176,7 @@ def _one(
     # Rows as near as float32 tells are as good as each other.
     least = float(scores_N[best].min()) - 2e-6 if k else 0.0
     right = int((scores_N[found.rows[found.rows != own][:k]] >= least).sum())
-    return _Found(right / max(k, 1), plan.exact, 1e3 * seconds)
+    return _Found(right / k if k else 1.0, plan.exact, 1e3 * seconds)
 
 
 def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Keep]:
@@ -210,10 +211,10 @@ def explain(searcher: Searcher) -> dict[str, object]:
             "segment": info.name,
             "rows": info.rows,
             "dead": info.dead,
-            "kind": "lists, 8-bit codes, re-ranked as float16" if info.lists else "exact scan",
+            "kind": _lists_kind(info.code_bits) if info.lists else "exact scan",
             "lists": info.lists,
             "vector_bytes": vectors,
-            "code_bytes": info.lists and (searcher.dim + 8) * info.rows,
+            "code_bytes": info.lists and code_bytes(info.rows, searcher.dim, info.code_bits),
         }
         if isinstance(segment, Segment) and info.lists:
             choice["learnt_from"] = info.reach.learnt_from
@@ -221,3 +222,7 @@ def explain(searcher: Searcher) -> dict[str, object]:
             choice["share_of_matches_scored"] = dict(zip(at, info.reach.scored, strict=True))
         segments.append(choice)
     return {"rows": searcher.count, "dimension": searcher.dim, "segments": segments}
+
+
+def _lists_kind(code_bits: int) -> str:
+    return f"lists, {code_bits}-bit codes, re-ranked as float16"

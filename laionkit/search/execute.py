@@ -53,7 +53,7 @@ def worth_probing(segment: Segment, k: int, matches: int) -> bool:
     scored = max(first, round(info.reach.scored_of(matches / info.rows, k) * matches))
     if scored >= matches:
         return False
-    probe = planner.probe_ms(info.rows, matches, scored, info.lists, dim)
+    probe = planner.probe_ms(info.rows, matches, scored, info.lists, dim, info.code_bits)
     return probe < planner.scan_ms(info.rows, matches, dim)
 
 
@@ -79,7 +79,9 @@ def _probe(
     fresh[lists] = False
     more = more[fresh[more]]
     held = int(counts[lists].sum()) + np.cumsum(counts[more])
-    afford = planner.affordable(segment.count, matches, len(near), segment.vectors.dim, latency_ms)
+    afford = planner.affordable(
+        segment.count, matches, len(near), segment.vectors.dim, latency_ms, segment.info.code_bits
+    )
     cut = len(more) > 0 and int(held[-1]) > afford
     more = more[: int(np.searchsorted(held, afford, side="right"))] if cut else more
     if len(more):

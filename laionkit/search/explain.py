@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from laionkit.core.files import Folder
 from laionkit.core.schemas import MEASURED
-from laionkit.search.build import Shape, default_lists
+from laionkit.search.build import Shape, code_bytes, default_lists
 from laionkit.search.layout import ROWS, Pointer, segment_file
 from laionkit.search.planner import probe_ms, scan_ms
 from laionkit.search.reach import K, Reach
@@ -60,18 +60,19 @@ def explain_options(
     """The layout chosen for `rows` vectors of `dim`, then the others."""
     found = _worst(measured)
     options = []
-    for lists in dict.fromkeys([shape.lists, 0, shape.lists or min(rows, default_lists(rows))]):
+    some, chosen = shape.lists or min(rows, default_lists(rows)), (shape.lists, shape.code_bits)
+    for lists, bits in dict.fromkeys([chosen, (0, shape.code_bits), (some, 8), (some, 4)]):
         known = (shape.recall, "is what probes are tuned for") if lists else _EXACT
-        if lists and lists == shape.lists and found is not None:
+        if lists and (lists, bits) == chosen and found is not None:
             known = (found, "as measured under the worst filter")
         options.append(
             Option(
-                name=f"{lists:,} lists" if lists else "scan",
+                name=f"{lists:,} lists, {bits}-bit codes" if lists else "scan",
                 lists=lists,
-                chosen=lists == shape.lists,
+                chosen=(lists, bits) == chosen,
                 vector_bytes=2 * dim * rows,
-                code_bytes=(dim + 8) * rows if lists else 0,
-                milliseconds=round(_milliseconds(rows, dim, lists, reach), 2),
+                code_bytes=code_bytes(rows, dim, bits) if lists else 0,
+                milliseconds=round(_milliseconds(rows, dim, lists, bits, reach), 2),
                 recall=known[0],
                 recall_is=known[1],
                 build_mib=shape.memory_mib,
@@ -80,11 +81,11 @@ def explain_options(
     return tuple(options)
 
 
-def _milliseconds(rows: int, dim: int, lists: int, reach: Reach) -> float:
+def _milliseconds(rows: int, dim: int, lists: int, bits: int, reach: Reach) -> float:
     """What the planner's costs say that a query takes."""
     scan = scan_ms(rows, rows, dim)
     scored = round(reach.scored_of(1.0, K) * rows)
-    return min(scan, probe_ms(rows, rows, scored, lists, dim)) if lists else scan
+    return min(scan, probe_ms(rows, rows, scored, lists, dim, bits)) if lists else scan
 
 
 def _worst(measured: Sequence[dict[str, Any]]) -> float | None:

@@ -31,6 +31,7 @@ ROWS = "rows.arrow"
 class SegmentInfo(BaseModel):
     """One segment: its name, rows, lists (0 where it is scanned whole) and what it is made of.
 
+    `code_bits` is how many bits a list's codes have for each dimension.
     `drift` is by how much a row's length strays from 1 at most. `dead` rows, whose bits are set
     in `dead_file`, are never shown again. `reach` is what a probe of the lists goes by. `shards`
     maps each shard of embeddings in the segment to that shard's content.
@@ -42,6 +43,7 @@ class SegmentInfo(BaseModel):
     rows: int
     vectors_sha256: str = ""
     lists: int = 0
+    code_bits: int = 8
     drift: float = 0.0
     dead: int = 0
     dead_file: str = ""
@@ -90,8 +92,10 @@ def read_pointer(folder: Folder) -> Pointer | None:
         return None
     try:
         return Pointer.model_validate(folder.read_json(POINTER))
-    except ValueError as error:
-        raise InputError(f"{folder}/{POINTER} is malformed: run laionkit index again") from error
+    except (InputError, ValueError) as error:
+        raise InputError(
+            f"{folder}/{POINTER} is malformed: delete it and run laionkit index --fresh"
+        ) from error
 
 
 def write_pointer(folder: Folder, pointer: Pointer) -> None:

@@ -17,7 +17,7 @@ _IN_TURN = 48.0
 _MATCHED = 80.0
 _PASSED = 6.0  # a row that a bitmap does not keep
 _GATHERED = 300.0
-_CODED = 36.0  # a row of 8-bit codes, in turn
+_CODED = {8: 36.0, 4: 70.0}  # a row of codes of so many bits a dimension, in turn
 _LIST = 100.0  # a list's product, place and expectation
 PROBE_MS = 0.25  # what a probe costs before it scores a row
 SPARSE = 0.03  # the share of rows kept below which they are gathered, not tested one by one
@@ -32,20 +32,24 @@ def scan_ms(rows: int, matches: int, dim: int) -> float:
     return matches * _MATCHED * dim / 512e6 + rows * _PASSED / 1e6
 
 
-def probe_ms(rows: int, matches: int, scored: int, lists: int, dim: int) -> float:
+def probe_ms(
+    rows: int, matches: int, scored: int, lists: int, dim: int, code_bits: int = 8
+) -> float:
     """What probing takes until `scored` matching rows are scored."""
     base = PROBE_MS + lists * _LIST / 1e6
     if matches == rows:
-        return base + scored * _CODED * dim / 512e6
+        return base + scored * _CODED[code_bits] * dim / 512e6
     if matches < SPARSE * rows:
         return base + scored * _GATHERED * dim / 512e6
     return base + scored * _MATCHED * dim / 512e6 + scored * rows / matches * _PASSED / 1e6
 
 
-def affordable(rows: int, matches: int, lists: int, dim: int, latency_ms: float) -> int:
+def affordable(
+    rows: int, matches: int, lists: int, dim: int, latency_ms: float, code_bits: int = 8
+) -> int:
     """How many matching rows can be scored by probing within a budget."""
-    base = probe_ms(rows, matches, 0, lists, dim)
-    whole = probe_ms(rows, matches, matches, lists, dim)
+    base = probe_ms(rows, matches, 0, lists, dim, code_bits)
+    whole = probe_ms(rows, matches, matches, lists, dim, code_bits)
     if whole <= latency_ms:
         return matches
     return max(0, int(matches * (latency_ms - base) / (whole - base)))

@@ -35,7 +35,7 @@ def describe_view(dataset: Folder, place: str, pointer: Pointer) -> None:
     dataset.write_json(
         f"{place}/{IMAGE_JSON}",
         {
-            "index_key": f"IVF{first.lists},SQ8" if first.lists else "SQfp16",
+            "index_key": f"IVF{first.lists},SQ{first.code_bits}" if first.lists else "SQfp16",
             "index_param": f"nprobe={max(1, first.lists // 16)}" if first.lists else "",
             "index_path": IMAGE_INDEX,
             "size in bytes": size,

@@ -61,6 +61,14 @@ def test_a_picture_that_asks_is_neither_its_own_hit_nor_its_own_truth(dataset):
     assert (cell.count, cell.recall, cell.exact) == (8, 1, 1)
 
 
+def test_a_filter_that_keeps_only_the_picture_that_asks_costs_no_recall(tmp_path):
+    add_embeddings(tmp_path, "00000", VECTORS[:40])
+    index(str(tmp_path))
+    searcher = Searcher(tmp_path)
+    cells = evaluate(searcher, {"images": draw_rows(searcher, 20, 0)}, selectivities=(0.025,))
+    assert [cell.recall for cell in cells] == [1, 1, 1]
+
+
 def test_finding_itself_alone_is_a_recall_of_nothing(dataset, monkeypatch):
     searcher = Searcher(dataset)
     images = draw_rows(searcher, 8, seed=3)

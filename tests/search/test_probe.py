@@ -25,6 +25,14 @@ def searcher(tmp_path_factory):
     return Searcher(place)
 
 
+@pytest.fixture(scope="module")
+def short_codes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("short")
+    add_embeddings(place, "00000", VECTORS)
+    index(str(place), IndexConfig(kind="ivf", lists=100, codes_mib=0))
+    return Searcher(place)
+
+
 @pytest.fixture(autouse=True)
 def no_free_scan(monkeypatch):
     """At this size a scan costs next to nothing: probe all the same."""
@@ -48,6 +56,14 @@ def recall(searcher: Searcher, query: np.ndarray, keep: np.ndarray, **options: o
 def test_a_probe_reaches_the_recall_it_is_tuned_for(searcher):
     found = [recall(searcher, query, np.ones(ROWS, bool)) for query in queries(60)]
     assert np.mean(found) >= 0.95
+
+
+def test_a_probe_of_short_codes_reaches_it_too(short_codes):
+    (segment,) = short_codes.segments
+    assert segment.info.code_bits == 4
+    found = [recall(short_codes, query, np.ones(ROWS, bool)) for query in queries(60)]
+    assert np.mean(found) >= 0.95
+    assert not short_codes.search(vector=queries(1)[0]).plan.exact
 
 
 def test_an_answer_of_a_probe_is_not_called_exact(searcher):

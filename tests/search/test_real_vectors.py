@@ -10,6 +10,7 @@ import pytest
 
 from laionkit.core.errors import ConfigError
 from laionkit.core.runner import Runner
+from laionkit.search.reach import K, reranked
 from laionkit.search.searcher import Searcher
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings
@@ -41,6 +42,24 @@ def test_real_text_vectors_find_the_golden_pictures(flickr, real_data, kind):
         assert np.allclose(hits.match, case["top10_cos"], atol=2e-4)
         assert rows == case["top10_rows"]
         assert hits.plan.exact
+
+
+@pytest.mark.parametrize(("codes_mib", "least"), [(16_384, 0.999), (0, 0.99)])
+def test_codes_lose_next_to_nothing_of_real_vectors(flickr, real_data, codes_mib, least):
+    """Of the ten nearest pictures to a text, how many are among those that are re-ranked."""
+    config = IndexConfig(kind="ivf", lists=16, codes_mib=codes_mib)
+    index(str(flickr), config, runner=Runner(fresh=True, yes=True))
+    (segment,) = Searcher(flickr).segments
+    assert segment.lists is not None
+    texts = np.load(real_data / "clip/detic-text-vectors-vitb32/lvis_v1_clip_a+cname.npy")[::6]
+    found = []
+    for text in texts.astype(np.float32):
+        query = text / np.linalg.norm(text)
+        best = segment.vectors.search(query, K).rows
+        near = segment.lists.near(query)
+        coded = segment.lists.search(query, reranked(K), np.arange(16), near).rows
+        found.append(np.isin(best, coded).mean())
+    assert np.mean(found) >= least
 
 
 def test_a_clip_retrieval_folder_is_searched_as_it_is(real_data):

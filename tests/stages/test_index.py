@@ -2,8 +2,10 @@
 
 import json
 
+import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
@@ -123,6 +125,18 @@ def test_a_truncated_index_is_refused(dataset, file):
         Searcher(dataset)
 
 
+def test_a_pointer_that_is_no_json_says_what_to_do(dataset):
+    index(str(dataset))
+    pointer = dataset / "index/toy/segments.json"
+    pointer.write_text("{")
+    for work in (Searcher, index):
+        with pytest.raises(InputError, match="delete it and run laionkit index --fresh"):
+            work(str(dataset))
+    pointer.unlink()
+    index(str(dataset), runner=Runner(fresh=True, yes=True))
+    assert first_hit(dataset, VECTORS[7]) == "000000007"
+
+
 def test_a_dataset_without_embeddings_says_what_to_run(tmp_path):
     with pytest.raises(InputError, match="laionkit embed"):
         index(str(tmp_path))
@@ -164,9 +178,11 @@ def test_an_explanation_names_the_choice_its_bytes_and_the_others(dataset):
     before = explain_index(str(dataset))
     assert [(option.name, option.chosen) for option in before.options] == [
         ("scan", True),
-        ("32 lists", False),
+        ("32 lists, 8-bit codes", False),
+        ("32 lists, 4-bit codes", False),
     ]
-    scan, lists = before.options
+    scan, lists, short = before.options
+    assert short.code_bytes == 300 * 16
     assert (scan.vector_bytes, scan.code_bytes, scan.recall) == (300 * 16 * 2, 0, 1)
     assert (lists.code_bytes, lists.recall) == (300 * 24, 0.95)
     assert not before.segments
@@ -177,3 +193,20 @@ def test_an_explanation_names_the_choice_its_bytes_and_the_others(dataset):
     assert after.options[0].recall == min(cell["recall"] for cell in after.measured)
     assert after.segments[0]["rows"] == 300
     assert "--kind ivf" in after.why
+
+
+def test_codes_that_do_not_fit_the_memory_for_them_are_shorter(dataset):
+    config = IndexConfig(kind="ivf", codes_mib=0)
+    index(str(dataset), config)
+    described = json.loads((dataset / "index/toy/image.json").read_text())
+    assert described["index_key"] == "IVF32,SQ4"
+    found = explain_index(str(dataset), config)
+    assert "--codes-mib 0" in found.why
+    assert (found.options[0].name, found.options[0].chosen) == ("32 lists, 4-bit codes", True)
+    assert found.segments[0]["code_bytes"] == 300 * 16 == found.options[0].code_bytes
+    theirs = faiss.read_index(str(dataset / "index/toy/image.index"))
+    theirs.nprobe = theirs.nlist
+    keys = pq.read_table(dataset / "index/toy/metadata")["image_path"].to_pylist()
+    _, rows = theirs.search(VECTORS[7:8].astype(np.float32), 3)
+    assert keys[rows[0][0]] == "000000007"
+    assert first_hit(dataset, VECTORS[7]) == "000000007"
