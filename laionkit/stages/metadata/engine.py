@@ -22,7 +22,7 @@ from laionkit.ops.predicates import Term, quote_name, quote_text
 
 BATCH_TIMEOUT_S = 300.0
 WHOLE_TIMEOUT_S = 86_400.0
-SCAN_ROWS = 100_000
+SCAN_ROWS = 50_000
 _AT = INNER_PREFIX + "at"
 _HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
 

@@ -86,6 +86,22 @@ def test_the_null_policy_is_explicit(tmp_path, null, kept):
     assert report.counts.adds_up()
 
 
+@pytest.mark.parametrize("ledger", ["full", "counts"])
+@pytest.mark.parametrize("odd", [float("nan"), None, 0.0])
+def test_a_row_kept_with_a_null_stands_where_statistics_rule_the_filter_out(tmp_path, odd, ledger):
+    """Statistics leave NaN and null out: by them, no row of the second group is above 3."""
+    scores = [4.0, 1.0, 1.0, odd, 5.0, -3.0]
+    rows = [link(i, score=s, punsafe=0.1, n=i) for i, s in enumerate(scores)]
+    path = source(tmp_path, rows)
+    pq.write_table(pq.read_table(path), path, row_group_size=2)
+    where = "score > 3 AND score < 9 AND punsafe < 0.5"
+    report = make(path, tmp_path / "d", where=where, ledger=ledger)
+    assert column(tmp_path / "d", "n") == ([0, 4] if odd == 0.0 else [0, 3, 4])
+    assert report.counts.adds_up()
+    assert report.counts.seen == len(rows)
+    assert any("1 rows were kept" in note for note in report.notes) == (odd != 0.0)
+
+
 def test_a_preset_goes_before_where_over_published_columns(tmp_path):
     rows = [
         link(i, WIDTH=600.0, HEIGHT=600.0, pwatermark=0.1, AESTHETIC_SCORE=4.0 + i, hash=i,
