@@ -150,7 +150,9 @@ class Reader:
                 self._take(engine, number, reading, verdict, batch)
                 if self.sink.full:
                     last = int(batch.rows[-1]) if len(batch.rows) else 0
-                    return f"limit reached in row {last} of {table.name}: no further row was read"
+                    if table.total == last + 1 and number + 1 == len(self.plan.tables):
+                        return ""
+                    return f"limit reached: nothing after row {last} of {table.name} was read"
         return ""
 
     def _sift(self, engine: "LinkEngine", reading: Reading, verdict: Verdict) -> "Sift | None":

@@ -234,6 +234,17 @@ def test_a_limit_keeps_the_first_rows_of_what_no_limit_keeps(tmp_path_factory, d
     assert report.counts.adds_up()
 
 
+@pytest.mark.parametrize("sources", [1, 2])
+def test_a_limit_says_what_was_not_read_and_nothing_where_all_was(tmp_path, sources):
+    path = source(tmp_path, [link(i) for i in range(9)])
+    more = [str(source(tmp_path, [link(9)], "more.parquet"))] * (sources - 1)
+    config = MetadataConfig.build({"limit": 5}, "metadata")
+    report = metadata([str(path), *more], str(tmp_path / "d"), config)
+    assert report.counts.reasons == {"over_limit": 4}
+    told = f"limit reached: nothing after row 8 of {path} was read"
+    assert report.notes[-1:] == ((told,) if more else ())
+
+
 def test_a_shuffle_is_a_seeded_permutation_that_spreads_hosts(tmp_path):
     rows = [{"url": f"http://h{i // 100}.example/{i}", "text": "", "n": i} for i in range(600)]
     path = source(tmp_path, rows)
