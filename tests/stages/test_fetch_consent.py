@@ -95,6 +95,13 @@ def test_the_agent_is_honest_and_a_missing_contact_is_warned_about(
     assert "add --contact with a URL or an e-mail address" in without.err
 
 
+def test_a_contact_of_two_lines_is_refused_before_any_link_is_asked_for(dataset, server, laionkit):
+    ran = laionkit("fetch", dataset, *CALM, "--contact", "me\r\nX-Injected: 1")
+    assert ran.code == 2
+    assert "give a URL or an e-mail address in one line" in ran.err
+    assert server.requests.total() == 0
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_robots_txt_that_is_in_trouble_holds_its_links_back_and_they_may_heal(
     tmp_path, server, laionkit, status

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from laionkit.backends.http import limits
-from laionkit.core.errors import StageFailed
+from laionkit.core.errors import ConfigError, StageFailed
 from laionkit.core.files import Folder
 from laionkit.core.progress import Event, Note
 from laionkit.core.records import StageRecords
@@ -125,21 +125,22 @@ def test_links_that_are_dead_by_themselves_are_recorded_without_a_wait(tmp_path,
     assert notes.texts == []
 
 
-@pytest.mark.parametrize("slow_hosts", [4, 24])
+@pytest.mark.parametrize("slow_hosts", [4, 24, 80])
 def test_slow_hosts_leave_the_others_their_turn(tmp_path, server, dns, slow_hosts):
     """Slow hosts answer only once every other link has been: were they to hold it up, none would.
 
-    Of four slow hosts, each gets few requests at once; 24 of them hold every hand there is, and
-    new hands are lent.
+    Of four slow hosts, each gets few requests at once; 24 of them hold every hand there is, and 80
+    five times as many: new hands are lent.
     """
     server.requests.clear()
+    links = max(24, slow_hosts)
     waiting = [
-        f"http://slow{i % slow_hosts}.example:{server.port}/after/200/{i}" for i in range(24)
+        f"http://slow{i % slow_hosts}.example:{server.port}/after/200/{i}" for i in range(links)
     ]
     urls = [*waiting, *many_hosts(server, 200)]
     dataset = make_dataset(tmp_path, urls, 1000)
     report = fetch(dataset, settings(dns, timeout_s=60), runner=Runner(workers=1))
-    assert report.counts.ok == 224
+    assert report.counts.ok == links + 200
     assert [row["url"] for row in rows_of(dataset).to_pylist()] == urls
     assert server.requests["/ok"] == 200
 
@@ -180,7 +181,15 @@ def test_parts_divide_the_limits_and_the_rows(tmp_path, server, dns):
         assert share.per_host == 16 // (parts * workers)
         assert share.per_host_rate == 8.0 / (parts * workers)
         assert bytes_per_s(config, Site(workers=workers, parts=parts)) == 1e7 / (parts * workers)
-    assert pump_limits(config, Site(workers=32)).per_host == 1
+    assert config.most_workers(parts=4) == 4
+    with pytest.raises(
+        ConfigError, match=r"per_host=16 cannot be shared by 9 workers on each of 2"
+    ):
+        fetch(dataset, config, runner=Runner(workers=9, part=(1, 2)))
+    with pytest.raises(
+        ConfigError, match=r"cannot be shared by 2 workers, .* --workers 1 or a larger"
+    ):
+        fetch(dataset, FetchConfig(per_host=1), runner=Runner(workers=2))
     for part in (1, 2, 3):
         fetch(dataset, settings(dns), runner=Runner(workers=1, part=(part, 3)))
         assert len(StageRecords(Folder(dataset), "fetch").names()) == {1: 2, 2: 3, 3: 4}[part]

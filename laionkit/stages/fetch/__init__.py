@@ -31,6 +31,7 @@ def fetch(
     folder = Folder(dataset)
     records = StageRecords(folder, SHARD_RECORDS)
     check(config)
+    check_share(config, runner)
     with WorkList.open(folder) as work_list:
         if not config.dry_run:
             config = runner.begin(records, config)
@@ -56,7 +57,8 @@ def fetch(
         ]
         return _after(folder, None, dry_run(folder, config, runner, left, plan), runner)
     opener = functools.partial(_open_worker, dataset, config, plan)
-    report = runner.run(records, config, tasks, opener, workers=os.cpu_count() or 1)
+    workers = min(os.cpu_count() or 1, config.most_workers(runner.part[1]))
+    report = runner.run(records, config, tasks, opener, workers=workers)
     return _after(folder, plan, report, runner)
 
 
@@ -114,9 +116,25 @@ def check(config: FetchConfig) -> None:
                 raise ConfigError(
                     f"{name}={value!r} needs --engine laionkit: img2dataset has nothing like it"
                 )
+    if not config.contact.isprintable():
+        raise ConfigError(
+            f"contact={config.contact!r}: give a URL or an e-mail address in one line"
+        )
     if config.verify_column and config.verify_hash == "no":
         raise ConfigError(
             f"verify_column={config.verify_column!r} without verify_hash: add --verify-hash sha256"
+        )
+
+
+def check_share(config: FetchConfig, runner: Runner) -> None:
+    """Raise ConfigError where so many processes would ask a host for more than `per_host`."""
+    workers, parts = runner.workers or 1, runner.part[1]
+    if workers > (most := config.most_workers(parts)):
+        where = f" on each of {parts} parts" if parts > 1 else ""
+        fewer = f"--workers {most} or " if most else ""
+        raise ConfigError(
+            f"per_host={config.per_host} cannot be shared by {workers} workers{where}, each of "
+            f"which asks for one picture at a time at least: {fewer}a larger --per-host"
         )
 
 

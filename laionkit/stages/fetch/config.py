@@ -1,5 +1,6 @@
 """What fetch can be told."""
 
+import sys
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -56,7 +57,7 @@ class FetchConfig(StageConfig):
     verify_distance: Annotated[int, Field(ge=0, le=64)] = 8
     """Bits in which a perceptual hash may differ from the expected one."""
     bbox_column: str = ""
-    """Column of boxes to blur: lists of [left, top, right, bottom], each 0 to 1 of the picture's
+    """Column of boxes to blur: lists of left, top, right, bottom, each 0 to 1 of the picture's
     size. img2dataset's bbox_col, and its blur."""
     blocklist: Effort[str] = ""
     """File of sha256 or md5 hashes, one a line: such pictures are never decoded or written, only
@@ -106,6 +107,10 @@ class FetchConfig(StageConfig):
     dry_run: Effort[bool] = False
     """Fetch 1,000 links at random, write nothing, and tell success, bytes, hours and disk of the
     whole."""
+
+    def most_workers(self, parts: int) -> int:
+        """Processes of each part among which the requests to one host can be divided."""
+        return self.per_host // parts if self.engine == "laionkit" else sys.maxsize
 
     @property
     def limits(self) -> Limits:

@@ -118,7 +118,7 @@ def estimate(
     """What all links would take, by what the sample took."""
     count = rows.num_rows
     parts, cores = runner.part[1], os.cpu_count() or 1
-    workers = runner.workers or cores
+    workers = runner.workers or min(cores, config.most_workers(parts))
     share, scale = seen.counts.ok / count, links / count
     bounds = dict(_bounds(rows, seen, config, workers, parts))
     bounds["processor"] = cpu_s / cores
@@ -149,7 +149,7 @@ def _bounds(
     if "url" in rows.column_names:
         hosts = Counter(host_of(url) for url in rows.column("url").to_pylist())
         host, most = hosts.most_common(1)[0]
-        at_once = max(workers, config.per_host // parts)
+        at_once = config.per_host // parts
         yield f"requests at once to {host}", asked_s * most / rows.num_rows / at_once
         if config.per_host_rate:
             yield f"requests a second to {host}", most * parts / config.per_host_rate
