@@ -65,7 +65,12 @@ _COMMANDS = (
     ("push", _looks, "Upload a subset to the Hugging Face hub."),
     ("demo", _looks, "Draw, serve, fetch, embed, score, index, filter and query 1,500 pictures."),
 )
-_HOMES = {"index": "search_commands", "query": "search_commands"}
+_HOMES = {
+    "metadata": "metadata_command",
+    "fetch": "fetch_command",
+    "index": "search_commands",
+    "query": "search_commands",
+}
 _EXAMPLES = {
     "metadata": (
         "laionkit metadata links.parquet my-set",

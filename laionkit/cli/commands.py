@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from laionkit.cli import show
 from laionkit.cli.options import HowToRun
-from laionkit.core.errors import ConfigError, StageFailed
+from laionkit.core.errors import StageFailed
 from laionkit.core.status import status as dataset_status
 from laionkit.core.table import columns as dataset_columns
 from laionkit.recipe import load_recipe
@@ -15,14 +15,9 @@ from laionkit.stages.adopt import AdoptConfig
 from laionkit.stages.adopt import adopt as adopt_stage
 from laionkit.stages.embed import EmbedConfig
 from laionkit.stages.embed import embed as embed_stage
-from laionkit.stages.fetch import FetchConfig
-from laionkit.stages.fetch import fetch as fetch_stage
 from laionkit.stages.forget import ForgetConfig
 from laionkit.stages.forget import forget as forget_stage
 from laionkit.stages.head_fit import HeadFitConfig, fit_head
-from laionkit.stages.metadata import MetadataConfig
-from laionkit.stages.metadata import metadata as metadata_stage
-from laionkit.stages.metadata.inspection import inspect as inspect_sources
 from laionkit.stages.score import ScoreConfig
 from laionkit.stages.score import score as score_stage
 from laionkit.stages.subset import SubsetConfig
@@ -31,41 +26,6 @@ from laionkit.stages.subset.manifest import verify as verify_subset
 from laionkit.stages.subset.publish import push as push_subset
 
 flat = Parameter(name="*")
-
-
-def metadata(
-    *paths: Annotated[
-        str, Parameter(help="SOURCE… DATASET: what to read, then the dataset's folder.")
-    ],
-    inspect: Annotated[
-        bool, Parameter(help="Show what every SOURCE (no DATASET then) is seen as; write nothing.")
-    ] = False,
-    config: Annotated[MetadataConfig, flat] = MetadataConfig(),
-    how: HowToRun = HowToRun(),
-) -> None:
-    """Read link tables or a folder of pictures into a clean work list."""
-    if inspect:
-        found = inspect_sources(paths, config)
-        if how.json:
-            show.as_json(found)
-        else:
-            show.inspection(found)
-        return
-    if len(paths) < 2:
-        raise ConfigError("give SOURCE… DATASET, such as: laionkit metadata links.parquet my-set")
-    *sources, dataset = paths
-    show.report(metadata_stage(sources, dataset, config, runner=how.runner()), how.json)
-
-
-def fetch(
-    dataset: str,
-    /,
-    *,
-    config: Annotated[FetchConfig, flat] = FetchConfig(),
-    how: HowToRun = HowToRun(),
-) -> None:
-    """Download, check and resize the images of DATASET into webdataset shards."""
-    show.report(fetch_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def adopt(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laionkit.core.config import fingerprint
@@ -101,6 +100,8 @@ def _failed_rows(
 ) -> NDArray[np.int64]:
     if not any(record.counts.reasons.get(reason) for reason in _HEALING):
         return np.empty(0, np.int64)
+    import pyarrow.compute as pc  # each worker process would take 50 ms to load it for nothing
+
     table = dataset.read_table(record.files["table"].path, ["key", "reason"])
     failed = pc.is_in(table.column("reason"), value_set=pa.array(_HEALING))
     again = pc.is_in(table.column("key"), value_set=healed.combine_chunks())

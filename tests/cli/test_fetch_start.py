@@ -1,0 +1,38 @@
+"""A fetch loads what it needs and nothing else: of a thousand images half the wall was start-up."""
+
+import subprocess
+import sys
+
+from tests.fault_server import FaultServer
+from tests.stages.shards import picture
+from tests.stages.test_fetch import make_dataset
+
+HEAVY = ("torch", "pandas", "duckdb", "sqlglot", "faiss", "pyarrow.compute", "pyarrow.dataset")
+
+
+def test_a_fetch_loads_no_tables_engine_and_only_its_workers_load_a_client(tmp_path):
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        dataset = make_dataset(tmp_path, [f"{server.url}/ok?{i}" for i in range(20)])
+        command = ["fetch", dataset, "--allow-private", "--workers", "2", "-q"]
+        code = (
+            "import sys\n"
+            "from laionkit.cli.app import app\n"
+            "if __name__ == '__main__':\n"
+            f"    app({command!r})\n"
+            f"    print('LOADED', sorted({{'aiohttp', *{HEAVY!r}}} & set(sys.modules)))"
+        )
+        (tmp_path / "run.py").write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "run.py")], capture_output=True, text=True, check=True
+        )
+    assert "LOADED []" in done.stdout, done.stdout
+    assert "in 20 = ok 20" in done.stdout
+
+
+def test_a_fetching_process_loads_no_tables_engine():
+    code = (
+        "import sys, laionkit.stages.fetch.worker\n"
+        f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "LOADED []" in done.stdout
