@@ -67,6 +67,12 @@ class FaultServer:
     async def _listen(self, port: int) -> None:
         self._server = await asyncio.start_server(self._connection, self.address, port, backlog=512)
 
+    def _leave(self) -> None:
+        """Stop listening, once what was accepted is connected: asyncio would leave that unclosed."""
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        self._loop.call_soon(self._loop.call_soon, self._server.close)
+
     def come_back(self) -> None:
         """Listen again at the same port, after `leaves_at` requests made it go."""
         self.leaves_at = 0
@@ -79,7 +85,7 @@ class FaultServer:
                 path, headers = request
                 self.requests[path] += 1
                 if self.leaves_at and self.requests.total() >= self.leaves_at:
-                    self._server.close()
+                    self._leave()
                     break
                 self.agents.add(headers.get("user-agent", ""))
                 self.at_once += 1
