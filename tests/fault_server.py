@@ -68,7 +68,7 @@ class FaultServer:
         self._server = await asyncio.start_server(self._connection, self.address, port, backlog=512)
 
     def _leave(self) -> None:
-        """Stop listening, once what was accepted is connected: asyncio would leave that unclosed."""
+        """Stop listening once what was accepted is connected: asyncio would leave it unclosed."""
         for listening in self._server.sockets:
             self._loop.remove_reader(listening.fileno())
         self._loop.call_soon(self._loop.call_soon, self._server.close)
