@@ -213,6 +213,8 @@ def build_ours(place: Path, memory_mib: int = 2048) -> dict[str, float]:
     """Build in a process of its own, whatever was built before."""
     for old in ("index", ".laionkit/index"):
         shutil.rmtree(place / "dataset" / old, ignore_errors=True)
+    for part in place.glob("recall-*.json"):
+        part.unlink()
     started = time.perf_counter()
     pid = os.fork()
     if not pid:
@@ -377,34 +379,48 @@ def time_ours(
 
 
 def measure_recall(place: Path, first: int, count: int) -> list[dict[str, Any]]:
-    """Recall@10 of our answers to text queries that tuned nothing, in every cell."""
+    """Recall@10 of our answers to text queries that tuned nothing, in every cell.
+
+    What each batch of queries found is kept: run again, it goes on where it was stopped.
+    """
     searcher = Searcher(place / "dataset")
-    queries = np.load(place / "queries.npy")[first : first + count]
-    recalls: dict[Any, list[float]] = {cell: [] for cell in CELLS}
-    exact: dict[Any, list[bool]] = {cell: [] for cell in CELLS}
-    short = 0
-    for start in range(0, count, RECALL_BATCH):
-        batch = queries[start : start + RECALL_BATCH]
-        for number, scores in enumerate(exact_scores(searcher, batch)):
-            for cell, keep in filters(scores, first + start + number):
-                keeps = [Keep(bits.from_mask(keep))] if cell[0] < 1 else None
-                hits, plan = searcher.nearest(batch[number], K, keeps)
-                truth = truth_of(scores, keep)
-                recalls[cell].append(len(set(hits.rows) & set(truth)) / len(truth))
-                exact[cell].append(plan.exact)
-                short += len(hits.rows) < len(truth)
-        print(start + len(batch), {c: round(float(np.mean(r)), 4) for c, r in recalls.items()},
+    queries = np.load(place / "queries.npy")[: first + count]
+    parts = []
+    for start in range(first, len(queries), RECALL_BATCH):
+        part = place / f"recall-{start}-{len(queries)}.json"
+        if not part.exists():
+            part.write_text(json.dumps(recall_batch(searcher, queries, start)))
+        parts.append(json.loads(part.read_text()))
+        print(part.name, [round(float(np.mean(cell["recalls"])), 4) for cell in parts[-1]],
               flush=True)  # fmt: skip
-    assert not short, f"{short} answers are short"
-    return [
-        {
-            "selectivity": cell[0], "correlation": cell[1], "queries": len(found),
-            "recall": round(float(np.mean(found)), 4),
-            "low95": round(float(np.mean(found) - 1.96 * np.std(found) / len(found) ** 0.5), 4),
-            "exact": round(float(np.mean(exact[cell])), 4),
-        }
-        for cell, found in recalls.items()
-    ]  # fmt: skip
+    found = []
+    for number, (selectivity, correlation) in enumerate(CELLS):
+        recalls = np.concatenate([part[number]["recalls"] for part in parts])
+        exact = np.concatenate([part[number]["exact"] for part in parts])
+        found.append({
+            "selectivity": selectivity, "correlation": correlation, "queries": len(recalls),
+            "recall": round(float(recalls.mean()), 4),
+            "low95": round(float(recalls.mean() - 1.96 * recalls.std() / len(recalls) ** 0.5), 4),
+            "exact": round(float(exact.mean()), 4),
+        })  # fmt: skip
+    return found
+
+
+def recall_batch(
+    searcher: Searcher, queries_QD: NDArray[np.float32], start: int
+) -> list[dict[str, Any]]:
+    """Recall of each query of a batch, and whether it was called exact, a cell after the other."""
+    cells: dict[Any, dict[str, Any]] = {cell: {"recalls": [], "exact": []} for cell in CELLS}
+    batch = queries_QD[start : start + RECALL_BATCH]
+    for number, scores in enumerate(exact_scores(searcher, batch)):
+        for cell, keep in filters(scores, start + number):
+            keeps = [Keep(bits.from_mask(keep))] if cell[0] < 1 else None
+            hits, plan = searcher.nearest(batch[number], K, keeps)
+            truth = truth_of(scores, keep)
+            assert len(hits.rows) == len(truth), f"query {start + number} has a short answer"
+            cells[cell]["recalls"].append(len(set(hits.rows) & set(truth)) / len(truth))
+            cells[cell]["exact"].append(plan.exact)
+    return list(cells.values())
 
 
 def measure_agreement(place: Path, count: int) -> list[dict[str, Any]]:
