@@ -28,12 +28,24 @@ def widen(half_ND: Float16) -> Float32:
 
 
 def train_lists(sample_ND: Float32, lists: int, seed: int) -> Float32:
-    """Centroids of spherical k-means, [L, D], unit rows."""
+    """Centroids of spherical k-means, [L, D], unit rows.
+
+    It begins on a quarter of the sample: as good lists in two thirds of the time.
+    """
+    few = np.ascontiguousarray(sample_ND[::4])
+    if len(few) < 4 * lists:
+        return _centroids(sample_ND, lists, seed, 8, None)
+    return _centroids(sample_ND, lists, seed, 4, _centroids(few, lists, seed, 6, None))
+
+
+def _centroids(
+    sample_ND: Float32, lists: int, seed: int, rounds: int, begin_LD: Float32 | None
+) -> Float32:
     trainer = faiss.Kmeans(
-        sample_ND.shape[1], lists, niter=8, spherical=True, seed=seed + 1,
+        sample_ND.shape[1], lists, niter=rounds, spherical=True, seed=seed + 1,
         min_points_per_centroid=1, max_points_per_centroid=len(sample_ND),
     )  # fmt: skip
-    trainer.train(sample_ND)
+    trainer.train(sample_ND, init_centroids=begin_LD)
     return cast(Float32, trainer.centroids)
 
 

@@ -22,7 +22,7 @@ from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_fi
 from laionkit.search.reach import Reach
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
-from laionkit.search.tuning import LEARNT_ROWS, QUERIES, SAMPLE_ROWS, Block, learn_reach
+from laionkit.search.tuning import CELLS, LEARNT_ROWS, QUERIES, SAMPLE_ROWS, Block, learn_reach
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
@@ -53,6 +53,10 @@ class Shape:
         """How many rows the lists are trained on: at most a quarter of the memory, twice each."""
         most = self.memory_mib * 2**18 // (8 * dim)
         return max(self.lists, min(SAMPLE_PER_LIST * self.lists, most))
+
+    def queries(self) -> int:
+        """How many queries probes are tuned on: their counts of lists take a quarter of it."""
+        return int(np.clip(self.memory_mib * 2**18 // (4 * len(CELLS) * self.lists), 30, QUERIES))
 
     def check(self, rows: int) -> None:
         """Raise ConfigError where the order of so many rows alone does not fit."""
@@ -185,10 +189,10 @@ def _learn(
     means_LD: knn.Float32, shape: Shape,
 ) -> Reach:  # fmt: skip
     """Learn how far to probe from captions' vectors, else from pictures'."""
-    queries, kind = source.sample_texts(QUERIES, shape.seed, TUNE), "texts"
+    queries, kind = source.sample_texts(shape.queries(), shape.seed, TUNE), "texts"
     own = np.full(len(queries), -1)
     if not len(queries):
-        own, kind = source.sample_rows(QUERIES, shape.seed + 2, TUNE), "images"
+        own, kind = source.sample_rows(shape.queries(), shape.seed + 2, TUNE), "images"
         queries = source.read(own).wide
     rng = np.random.default_rng(shape.seed + 1)
     drawn = rng.permutation(len(order))[:SAMPLE_ROWS]

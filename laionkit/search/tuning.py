@@ -42,7 +42,7 @@ _TOP = 64
 class Held:
     """What a query saw under one filter: matches of each list, the best rows and their lists."""
 
-    matches_L: NDArray[np.int64]
+    matches_L: NDArray[np.int32]
     scores: NDArray[np.float32]
     lists: NDArray[np.int64]
 
@@ -132,7 +132,7 @@ def _see(
     """What each query sees under each filter. `sample_QS`, scores of some rows, set the cuts."""
     rng = np.random.default_rng(seed)
     nothing = np.empty(0, np.float32), np.empty(0, np.int64)
-    seen = {c: [Held(np.zeros(lists, np.int64), *nothing) for _ in queries_QD] for c in CELLS}
+    seen = {c: [Held(np.zeros(lists, np.int32), *nothing) for _ in queries_QD] for c in CELLS}
     mean, deviation = sample_QS.mean(1), sample_QS.std(1)
     some = sample_QS[:, :_CUT_COLUMNS]
     cuts = _cuts((some - mean[:, None]) / deviation[:, None], rng)
@@ -190,22 +190,23 @@ def _look(
     reach: Reach,
 ) -> _Look:  # fmt: skip
     """Probe as a search does, with what was seen in place of scoring."""
-    matches = int(held.matches_L.sum())
+    counts_L = held.matches_L.astype(np.int64)
+    matches = int(counts_L.sum())
     k = min(max(1, round(K * part)), len(held.scores))
     wanted = round(part * first_rows(round(matches / part), K))
-    first = first_lists(near_L, spread_L, held.matches_L, wanted, reach)
+    first = first_lists(near_L, spread_L, counts_L, wanted, reach)
     probed = np.zeros(len(near_L), bool)
     probed[first] = True
     inside = probed[held.lists]
     met = held.scores[inside]
     least = float(met[k - 1] if len(met) >= k else held.scores[-1])
-    order, shares = expected_shares(least, near_L, spread_L, held.matches_L, reach)
+    order, shares = expected_shares(least, near_L, spread_L, counts_L, reach)
     place = np.full(len(near_L), len(order))
     place[order] = np.arange(len(order))
     needs = np.append(shares, 1.0)[place[held.lists[:k]]]
     needs[inside[:k]] = 0.0
-    counts = np.where(probed[order], 0, held.matches_L[order])
-    share = float(held.matches_L[first].sum()) / matches
+    counts = np.where(probed[order], 0, counts_L[order])
+    share = float(counts_L[first].sum()) / matches
     return _Look(needs, shares, share + np.cumsum(counts) / matches, share)
 
 
