@@ -106,8 +106,24 @@ def judge(
 
 def _numbers(column: pa.Array, kind: "np.dtype[Any]") -> NDArray[Any]:
     """A column of numbers, null as NaN."""
-    found: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return found.astype(kind, copy=False)
+    value_N = _values(column).astype(kind, copy=False)
+    return np.where(_valid(column), value_N, kind.type(np.nan)) if column.null_count else value_N
+
+
+def _valid(column: pa.Array) -> NDArray[np.bool_]:
+    """Where a column is not null."""
+    return _values(column.is_valid().cast(pa.uint8())).view(np.bool_)
+
+
+def _values(column: pa.Array) -> NDArray[Any]:
+    """A column as it lies in memory, anything where it is null.
+
+    Arrow's own way would first load pandas, which costs more than a million rows do.
+    """
+    kind = np.dtype(column.type.to_pandas_dtype())
+    if not len(column):
+        return np.empty(0, kind)
+    return np.frombuffer(column.buffers()[1], kind, len(column), column.offset * kind.itemsize)
 
 
 def _status_codes(selection: Selection, batch: pa.RecordBatch) -> Int64:
@@ -118,7 +134,7 @@ def _status_codes(selection: Selection, batch: pa.RecordBatch) -> Int64:
     code_N = _dictionary_codes(selection, batch.column("status"), NOT_FETCHED)
     if "reason" in names and code_N.any():
         reason = _dictionary_codes(selection, batch.column("reason"), None)
-        told = (code_N != 0) & (reason != 0) & batch.column("status").is_valid().to_numpy(False)
+        told = (code_N != 0) & (reason != 0) & _valid(batch.column("status"))
         code_N[told] = reason[told]
     return code_N
 
@@ -130,8 +146,8 @@ def _dictionary_codes(selection: Selection, column: pa.DictionaryArray, null: st
         for word in column.dictionary.to_pylist()
     ]
     codes.append(selection.code(PICTURE, null) if null and column.null_count else 0)
-    place_N = column.indices.to_numpy(zero_copy_only=False)
+    place_N = _values(column.indices)
     if column.null_count:
-        place_N = np.nan_to_num(place_N, nan=len(codes) - 1).astype(np.int64)
+        place_N = np.where(_valid(column), place_N, len(codes) - 1)
     found: Int64 = np.array(codes, np.int64)[place_N]
     return found
