@@ -196,8 +196,9 @@ def marginal(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def median(runs: list[dict[str, Any]], size: str, what: str) -> float:
-    """The median of a number over runs of one size, whether measured or said."""
-    return statistics.median({**run["said"], **run}[what] for run in runs if run["size"] == size)
+    """The median of a number over runs of one size that have it, whether measured or said."""
+    known = ({**run["said"], **run} for run in runs if run["size"] == size)
+    return statistics.median(run[what] for run in known if what in run)
 
 
 def commit() -> str:
