@@ -40,6 +40,7 @@ app = App(
     ),
     help_format="rich",  # markdown would cost every --help 65 ms
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
     default_parameter=Parameter(
         name_transform=_flag_name, short_alias=_short_flag, negative_iterable=""
     ),

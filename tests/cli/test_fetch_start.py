@@ -1,7 +1,11 @@
 """A fetch loads what it needs and nothing else: of a thousand images half the wall was start-up."""
 
+import signal
 import subprocess
 import sys
+import time
+
+import pytest
 
 from tests.fault_server import FaultServer
 from tests.stages.shards import picture
@@ -27,6 +31,25 @@ def test_a_fetch_loads_no_tables_engine_and_only_its_workers_load_a_client(tmp_p
         )
     assert "LOADED []" in done.stdout, done.stdout
     assert "in 20 = ok 20" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fetch_says_how_to_go_on_and_leaves_no_process(tmp_path, number):
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        dataset = make_dataset(tmp_path, [f"{server.url}/slow/30/{i}" for i in range(20)])
+        command = [*("fetch", dataset, "--allow-private", "--no-robots-txt"), "--workers", "2"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "laionkit", *command], stderr=subprocess.PIPE, text=True
+        )
+        while not server.requests:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)  # ends once nobody holds its stderr
+    assert process.returncode == 130
+    resume = (
+        f"laionkit: interrupted; finished shards are kept. Resume: laionkit {' '.join(command)}"
+    )
+    assert said.splitlines()[-1] == resume
 
 
 def test_a_fetching_process_loads_no_tables_engine():
