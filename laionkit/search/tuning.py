@@ -211,7 +211,7 @@ def _look(
 
 
 def _least_sure(looks: Sequence[_Look], target: float) -> float:
-    """The least share at which the mean recall, less half its standard error, is the target.
+    """The least share at which the mean recall, less its standard error, is the target.
 
     Where no query met a match, of which a few rows have none under a narrow filter, it is all.
     """
@@ -223,7 +223,7 @@ def _least_sure(looks: Sequence[_Look], target: float) -> float:
         row[: len(look.needs)] = look.needs
     for miss in np.geomspace(0.5, 0.001, 80):
         recalls = (needs < 1 - miss).sum(1) / counts
-        if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) / 2 >= target:
+        if recalls.mean() - recalls.std() / np.sqrt(len(recalls)) >= target:
             return round(float(1 - miss), 4)
     return 0.9999
 
