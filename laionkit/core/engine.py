@@ -103,6 +103,8 @@ class Engine:
         except duckdb.OutOfMemoryException as error:
             raise StageFailed(f"{self.where}: {one_line(error)}") from error
         except duckdb.IOException as error:
+            if "no space left" in str(error).lower():  # where it spills to
+                raise StageFailed(f"{self.where}: {one_line(error)}") from error
             raise InputError(f"{self.where}: {one_line(error)}") from error
         except duckdb.Error as error:
             raise ConfigError(f"{self.where}: {one_line(error)}") from error

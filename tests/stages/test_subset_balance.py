@@ -54,6 +54,8 @@ def test_at_most_so_many_of_each_cluster_stay_the_best_first(dataset):
     assert report.counts.reasons == {"over 4 per cluster": 48}
     with pytest.raises(ConfigError, match="only 60 pictures are left"):
         run(dataset, "many", cap=4, cap_by="cluster", clusters=61)
+    with pytest.raises(InputError, match="nothing is left"):
+        run(dataset, "none", cap=4, cap_by="cluster", where="aesthetic_v2 > 1000")
 
 
 @pytest.mark.parametrize("form", ["txt", "json"])

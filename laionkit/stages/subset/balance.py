@@ -77,13 +77,14 @@ def _make_clusters(selection: Selection, config: SubsetConfig) -> None:
     with gather(table, config.model or None) as vectors:
         there = np.flatnonzero(vectors.there)
         clusters = config.clusters or max(1, round(len(there) ** 0.5))
-        if clusters > len(there):
+        if 0 < len(there) < clusters:
             raise ConfigError(
                 f"clusters={clusters}: only {len(there)} pictures are left to be grouped"
             )
-        _, own_N = cluster(
-            lambda rows: vectors.read(there[rows]), len(there), clusters, config.shuffle_seed or 0
-        )
+        own_N = np.zeros(0, np.int64)
+        if len(there):
+            seed = config.shuffle_seed or 0
+            _, own_N = cluster(lambda rows: vectors.read(there[rows]), len(there), clusters, seed)
     table.execute("DROP TABLE IF EXISTS clustered")
     table.insert("clustered", pa.table({"key": keys.take(there), "g": own_N}))
 
