@@ -5,6 +5,7 @@
 garbage. A record may name files outside the dataset (adopted data) by absolute path.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -198,7 +199,10 @@ class StageRecords:
         Adopted files, which lie outside the dataset, stay where they are.
         """
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        aside = f"{RECORDS}/aside/{self.stage.replace('/', '-')}-{stamp}"
+        first = f"{RECORDS}/aside/{self.stage.replace('/', '-')}-{stamp}"
+        # Two within one second take names of their own: nothing set aside is ever written over.
+        names = itertools.chain([first], (f"{first}-{n}" for n in itertools.count(2)))
+        aside = next(name for name in names if not self.dataset.exists(name))
         for path in self.discard_plan()[0]:
             if self.dataset.exists(path):
                 self.dataset.move(path, f"{aside}/{path}")

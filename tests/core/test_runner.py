@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +145,14 @@ def test_fresh_wants_yes_and_sets_aside_what_was_there(tmp_path):
     assert run_copy(tmp_path, Runner(fresh=True, yes=True), text="bye").skipped == 0
     assert (tmp_path / "out/00000.txt").read_text() == "bye"
     assert [p.read_text() for p in tmp_path.glob(".laionkit/aside/*/out/00000.txt")] == ["hello"]
+
+
+def test_what_is_set_aside_in_one_second_stays_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *_: "20220330T120000")
+    for text in ("one", "two", "three"):
+        run_copy(tmp_path, Runner(fresh=True, yes=True), text=text)
+    aside = {p.read_text() for p in tmp_path.glob(".laionkit/aside/*/out/00000.txt")}
+    assert aside == {"one", "two"}
 
 
 def test_changed_inputs_redo_a_shard(tmp_path):
