@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from laionkit.cli import main
 from tests.small_clip import write_small_clip
+
+settings.register_profile("laionkit", deadline=None)  # a busy machine is no failure
+settings.load_profile("laionkit")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, default_name_transfor
 from cyclopts.field_info import FieldInfo
 
 from laionkit import __version__
+from laionkit.cli.help_page import HelpPage, shown_default
 from laionkit.core.errors import LaionkitError, is_disk_full
 
 # Flags whose names are Python keywords or letters: field → flag, field → short flag.
@@ -38,11 +39,15 @@ app = App(
         "Image links in; training sets you can search and trust out.\n\n"
         "laionkit demo shows the whole way, offline, in about two minutes."
     ),
-    help_format="rich",  # markdown would cost every --help 65 ms
+    help_format="plaintext",  # markup would eat what stands in [brackets]
+    help_formatter=HelpPage(),
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `main` says how to go on
     default_parameter=Parameter(
-        name_transform=_flag_name, short_alias=_short_flag, negative_iterable=""
+        name_transform=_flag_name,
+        short_alias=_short_flag,
+        negative_iterable="",
+        show_default=shown_default,
     ),
 )
 _stages = Group("Stages, in flow order", sort_key=1)
@@ -71,6 +76,10 @@ _HOMES = {
     "fetch": "fetch_command",
     "index": "search_commands",
     "query": "search_commands",
+}
+_USAGES = {  # where the arguments' order is no help to cyclopts
+    "metadata": "Usage: laionkit metadata [OPTIONS] SOURCE… DATASET",
+    "run": "Usage: laionkit run [OPTIONS] RECIPE DATASET [SOURCE…]",
 }
 _EXAMPLES = {
     "metadata": (
@@ -118,8 +127,15 @@ _EXAMPLES = {
 
 for _place, (_name, _group, _help) in enumerate(_COMMANDS):
     _home = f"laionkit.cli.{_HOMES.get(_name, 'commands')}:{_name}"
-    _shown = "\n\n".join(_EXAMPLES.get(_name, ()))
-    app.command(_home, name=_name, group=_group, help=_help, help_epilogue=_shown, sort_key=_place)
+    app.command(
+        _home,
+        name=_name,
+        group=_group,
+        help=_help,
+        help_epilogue="\n".join(_EXAMPLES.get(_name, ())),
+        usage=_USAGES.get(_name),
+        sort_key=_place,
+    )
 _head = App(name="head", help="Fit a scoring head on your own ratings.", group=_stages, sort_key=4)
 _head.command(
     "laionkit.cli.commands:head_fit",

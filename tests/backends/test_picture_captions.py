@@ -98,7 +98,7 @@ def test_entities_in_xmp_are_not_expanded():
     assert caption(picture(xmp=xmp("a < b"))) is None  # no XML
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(edits=st.lists(st.tuples(st.integers(0, 900), st.integers(0, 255)), max_size=12),
        end=st.integers(0, 1500))  # fmt: skip
 def test_broken_blocks_cost_a_caption_and_nothing_more(edits, end):

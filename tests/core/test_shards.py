@@ -4,7 +4,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from laionkit.core.errors import InputError
@@ -33,7 +33,6 @@ def read(folder, name="00000.tar"):
         return dict(iterate_samples(file, contents)), contents.damage
 
 
-@settings(deadline=None)  # a machine may be busy
 @given(st.dictionaries(st.integers(0, 999), st.binary(max_size=2000), max_size=8))
 def test_samples_round_trip(tmp_path_factory, payloads):
     folder = Folder(tmp_path_factory.mktemp("shards"))

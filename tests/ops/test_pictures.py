@@ -18,7 +18,7 @@ def scene_of(seed: int, **wanted: object) -> pictures.Scene:
     return pictures.random_scene(np.random.default_rng(seed), **wanted)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=seeds, kind=st.sampled_from(pictures.KINDS), edge_px=st.integers(8, 200))
 def test_the_same_seed_draws_the_same_picture(seed: int, kind: str, edge_px: int) -> None:
     first, second = (pictures.draw(scene_of(seed, kind=kind), edge_px) for _ in range(2))
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_picture(seed: int, kind: str, edge_px: int
     assert np.array_equal(first, second)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, height=st.integers(16, 300), width=st.integers(16, 300))
 def test_any_height_and_width_can_be_drawn(seed: int, height: int, width: int) -> None:
     assert pictures.draw(scene_of(seed), (height, width)).shape == (height, width, 3)
@@ -64,14 +64,14 @@ def test_each_colour_and_each_shape_is_both_trained_and_held_out() -> None:
         assert {held for (_, s), held in pairs.items() if s == shape} == {True, False}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=seeds, unseen=st.booleans())
 def test_a_scene_keeps_to_its_side_of_the_split(seed: int, unseen: bool) -> None:
     for thing in scene_of(seed, unseen=unseen).things:
         assert pictures.held_out(thing.colour, thing.shape) == unseen
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=seeds)
 def test_what_is_drawn_can_be_seen(seed: int) -> None:
     scene = scene_of(seed, unseen=None)
@@ -116,7 +116,7 @@ def test_an_unknown_kind_is_refused() -> None:
         scene_of(0, kind="triple")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(seed=seeds, kind=st.sampled_from(pictures.KINDS))
 def test_a_full_caption_names_everything(seed: int, kind: str) -> None:
     scene = scene_of(seed, kind=kind)

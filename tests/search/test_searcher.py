@@ -62,7 +62,7 @@ def test_a_query_finds_what_numpy_finds(searcher, vectors, keys):
 @given(
     low=st.floats(0, 1), width=st.integers(0, 1100), k=st.integers(1, 50), seed=st.integers(0, 99)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_filter_gives_what_numpy_gives(dataset, searcher, vectors, keys, low, width, k, seed):
     query = unit(np.random.default_rng(seed).standard_normal((1, DIM)))[0]
     hits = searcher.search(
@@ -80,7 +80,7 @@ def test_any_filter_gives_what_numpy_gives(dataset, searcher, vectors, keys, low
     ks=st.lists(st.integers(1, 600), min_size=2, max_size=5).map(sorted),
     where=st.sampled_from([None, "aesthetic_v2 >= 0.5", "original_width < 40"]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_top_k_is_a_prefix_of_top_k_plus_one(searcher, seed, ks, where):
     query = unit(np.random.default_rng(seed).standard_normal((1, DIM)))[0]
     answers = [searcher.search(vector=query, k=k, where=where) for k in (*ks, ks[-1] + 1)]

@@ -188,7 +188,7 @@ ROWS = st.lists(
     min_size=1, max_size=60,
 )  # fmt: skip
 FAST = settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

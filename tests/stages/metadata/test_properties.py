@@ -13,7 +13,7 @@ from laionkit.core.runner import StageReport
 from laionkit.stages.metadata import MetadataConfig, metadata
 
 SETTINGS = settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 WHERE = "score >= 3 AND punsafe < 0.5"
 ROW = st.fixed_dictionaries({
