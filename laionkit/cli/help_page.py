@@ -34,13 +34,13 @@ class HelpPage:
         """
         from cyclopts.help import DefaultFormatter
 
+        entries = []
         for entry in panel.entries:
             text = getattr(entry.description, "primary_renderable", None)
             if text is not None:
                 text.plain = " ".join(text.plain.replace("``", "`").split())
-            if entry.default is None:
-                entry.negative_names = ()
-        DefaultFormatter()(console, options, panel)
+            entries.append(entry if entry.default else entry.copy(negative_names=()))
+        DefaultFormatter()(console, options, panel.copy(entries=entries))
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
         """Draw the first line."""

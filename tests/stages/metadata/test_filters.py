@@ -187,9 +187,7 @@ ROWS = st.lists(
     st.tuples(st.integers(0, 6), st.sampled_from(["a", "b", None]), st.integers(0, 9)),
     min_size=1, max_size=60,
 )  # fmt: skip
-FAST = settings(
-    max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FAST = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def table_of(drawn: list[tuple[int, str | None, int]]) -> list[dict[str, Any]]:

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from laionkit.core.runner import StageReport
 from laionkit.stages.metadata import MetadataConfig, metadata
 
-SETTINGS = settings(
-    max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WHERE = "score >= 3 AND punsafe < 0.5"
 ROW = st.fixed_dictionaries({
     "url": st.sampled_from([f"http://h{i % 3}.example/{i}" for i in range(9)] + [None, "", "x y"]),
