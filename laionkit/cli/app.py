@@ -98,8 +98,16 @@ _EXAMPLES = {
         "laionkit adopt ../laion400m-shards my-set",
         "laionkit adopt ../clip-retrieval-run/embeddings my-set --model ViT-B-32-quickgelu/openai",
     ),
-    "embed": ("laionkit embed my-set --model ViT-L-14-quickgelu/openai --heads aesthetic-v2",),
-    "score": ("laionkit score my-set --heads aesthetic-v1,aesthetic-v2",),
+    "embed": (
+        "laionkit embed my-set --model ViT-L-14-quickgelu/openai --heads aesthetic-v2,nsfw-l14",
+        "laionkit embed my-set --model ViT-B-32/my-weights.pt --backbone-id me/my-clip",
+    ),
+    "score": (
+        "laionkit score my-set --heads aesthetic-v1,aesthetic-v2",
+        "laionkit score my-set --heads 'marked=prompt:\"a watermarked photo\" vs \"a clean photo\"'",
+        "laionkit score my-set --labels animals.txt",
+        "laionkit score my-set --import ratings.csv --on hash --value rating",
+    ),
     "index": (
         "laionkit index my-set --explain         (what would be built, and why)",
         "laionkit index my-set --evaluate 500    (how often the nearest are found, by filter)",

@@ -198,7 +198,8 @@ def test_words_become_columns_in_the_pass_and_later_alike(tmp_path, settings):
     for name in names:
         folder.remove(f".laionkit/score/{name}/00000.json")
         folder.remove(f"scores/{name}/00000.parquet")
-    score(folder.url, ScoreConfig(heads=heads, labels=labels))
+    score(folder.url, ScoreConfig(heads=heads))
+    score(folder.url, ScoreConfig(labels=labels))
     assert before == {name: folder.read_bytes(f"scores/{name}/00000.parquet") for name in names}
 
 

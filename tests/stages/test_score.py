@@ -107,6 +107,12 @@ def test_a_head_of_another_backbone_is_refused_before_any_work(flickr):
     assert not score_columns(flickr)
 
 
+def test_a_head_of_another_backbone_is_refused_before_it_is_downloaded(flickr, monkeypatch):
+    monkeypatch.setenv("LAIONKIT_HEADS", "/nowhere")
+    with pytest.raises(ConfigError, match=r"aesthetic-v2 scores embeddings of openai/ViT-L-14"):
+        score(flickr.url)
+
+
 def test_unnormalised_vectors_are_normalised_first(tmp_path, heads_cache, real_data):
     emb_ND = np.load(real_data / "clip/flickr8k-vitb32-rows-0-399/image_embs_fp16.npy")[:9]
     unit = write_embeddings(tmp_path / "unit", emb_ND)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from laionkit.backends.heads.files import load_head
 from laionkit.backends.heads.head import Head, Rows
 from laionkit.backends.heads.prompts import Encoder, is_prompt, open_labels, open_prompt
-from laionkit.backends.heads.published import heads_that_fit
+from laionkit.backends.heads.published import PUBLISHED, heads_that_fit
 from laionkit.core.errors import ConfigError
 from laionkit.core.schemas import RESERVED_COLUMNS, column_for
 
@@ -118,11 +118,17 @@ def _open(name: str, backbone: str, encoder: Encoder) -> Scorer:
         )
     if is_prompt(name):
         return HeadScorer(open_prompt(name, backbone, encoder))
+    if name in PUBLISHED:  # Known to be another's before anything is downloaded.
+        _check_backbone(name, PUBLISHED[name].backbone, backbone)
     head = load_head(name)
-    if head.backbone != backbone:
+    _check_backbone(head.name, head.backbone, backbone)
+    return HeadScorer(head)
+
+
+def _check_backbone(name: str, wanted: str, backbone: str) -> None:
+    if wanted != backbone:
         fitting = heads_that_fit(backbone)
         raise ConfigError(
-            f"head {head.name} scores embeddings of {head.backbone}, and these are of {backbone}: "
+            f"head {name} scores embeddings of {wanted}, and these are of {backbone}: "
             + (f"heads that fit: {', '.join(fitting)}" if fitting else "no published head fits")
         )
-    return HeadScorer(head)

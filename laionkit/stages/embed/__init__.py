@@ -58,7 +58,8 @@ class EmbedConfig(StageConfig):
     as_name: Effort[str | None] = None
     """Short name of the folder under embeddings/, by default spelt from the model's name."""
     heads: Effort[Names] = ()
-    """Heads to score in the same pass; `laionkit score` adds others later without the images."""
+    """Heads to score in the same pass, by name, file or prompt as in `laionkit score`, which adds
+    others later without the images."""
     labels: Effort[str | None] = None
     """A file of labels, one a line: each picture's best one becomes a column called as the file
     is, and its probability among them another."""

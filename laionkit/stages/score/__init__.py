@@ -21,7 +21,7 @@ from laionkit.core.embeddings import (
     model_made,
     score_stage,
 )
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
@@ -35,12 +35,17 @@ if TYPE_CHECKING:
     from laionkit.backends.heads.scorers import Scorer
 
 
+DEFAULT_HEADS = ("aesthetic-v2",)
+
+
 class ScoreConfig(StageConfig):
     """Which heads score which embeddings."""
 
-    heads: Names = ("aesthetic-v2",)
-    """Published heads by name, `clip_similarity`, or head files; each becomes a column. The
-    default is the head of LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
+    heads: Names = ()
+    """Published heads by name, `clip_similarity`, head files, or prompts such as
+    'marked=prompt:"a watermarked photo" vs "a clean photo"' (the first one's probability, as
+    column `marked`); each becomes a column. Without heads, labels and an import it is aesthetic-v2, the head of
+    LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
     labels: str | None = None
     """A file of labels, one a line: each picture's best one becomes a column called as the file
     is, and its probability among them another."""
@@ -72,13 +77,11 @@ def score(
     from laionkit.backends.heads.scorers import open_scorers
 
     model = choose_model(folder, config.as_name)
-    if not config.heads and config.labels is None:
-        raise ConfigError("heads=(): name at least one head, such as --heads aesthetic-v2")
     facts = model_made(folder, model).facts
     refs = {ref.name: ref for ref in list_embeddings(folder, model)}
     has_text = bool(refs) and all(ref.text for ref in refs.values())
     scorers = open_scorers(
-        config.heads,
+        config.heads or (DEFAULT_HEADS if config.labels is None else ()),
         str(facts.get("backbone")),
         has_text=has_text,
         encoder=functools.partial(load_encoder, model, facts),
