@@ -104,7 +104,7 @@ _EXAMPLES = {
     ),
     "score": (
         "laionkit score my-set --heads aesthetic-v1,aesthetic-v2",
-        "laionkit score my-set --heads 'marked=prompt:\"a watermarked photo\" vs \"a clean photo\"'",
+        'laionkit score my-set --heads \'marked=prompt:"a watermarked photo" vs "a clean photo"\'',
         "laionkit score my-set --labels animals.txt",
         "laionkit score my-set --import ratings.csv --on hash --value rating",
     ),
