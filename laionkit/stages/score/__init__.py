@@ -44,8 +44,8 @@ class ScoreConfig(StageConfig):
     heads: Names = ()
     """Published heads by name, `clip_similarity`, head files, or prompts such as
     'marked=prompt:"a watermarked photo" vs "a clean photo"' (the first one's probability, as
-    column `marked`); each becomes a column. Without heads, labels and an import it is aesthetic-v2, the head of
-    LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
+    column `marked`); each becomes a column. Without heads, labels and an import it is
+    aesthetic-v2, the head of LAION-Aesthetics V2, which wants ViT-L-14-quickgelu/openai."""
     labels: str | None = None
     """A file of labels, one a line: each picture's best one becomes a column called as the file
     is, and its probability among them another."""
