@@ -2,18 +2,19 @@
 
 Joining all keys with all keys is most of what a pass over ten million rows costs. A score file
 holds keys of its own shard alone, mostly the same ones in the same order: each shard's keys are
-compared, looked up where they differ, and where a score finds no row the pass is given up.
+compared as they are stored, looked up where they differ, and where a score finds no row the pass
+is given up.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laionkit.core.engine import one_line
@@ -84,37 +85,35 @@ class ShardScan:
 
     def _read(self, shard: str, path: str) -> pa.RecordBatch:
         few = [self.columns[name] for name in _FEW_VALUES if name in self.columns]
-        with _parquet(self.folder, path, few) as file:
-            wanted = {*self.columns.values(), *([self.key] if self.scores else [])}
-            there = [name for name in file.schema_arrow.names if name in wanted]
-            table = file.read(columns=there, use_threads=False)
-        arrays = [self._column(field, shard, table) for field in self.schema]
+        with _Parquet(self.folder, path, self.key, few) as rows:
+            table = rows.read(set(self.columns.values()))
+            arrays = [self._column(field, shard, rows, table) for field in self.schema]
         return pa.record_batch(arrays, schema=self.schema)
 
-    def _column(self, field: pa.Field, shard: str, table: pa.Table) -> pa.Array:
+    def _column(self, field: pa.Field, shard: str, rows: "_Parquet", table: pa.Table) -> pa.Array:
         if field.name in self.scores:
             path = self.scores[field.name].get(shard)
-            found = self._beside(path, table.column(self.key)) if path else None
+            found = self._beside(path, rows) if path else None
         elif field.name in self.columns:
             name = self.columns[field.name]
             found = table.column(name) if name in table.column_names else None
         else:
             names = pa.array([shard], pa.string())
-            return pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), names)
+            return pa.DictionaryArray.from_arrays(np.zeros(rows.count, np.int32), names)
         if found is None:
-            return pa.nulls(len(table), field.type)
-        return _whole(found.cast(field.type))
+            return pa.nulls(rows.count, field.type)
+        return _whole(found if found.type == field.type else found.cast(field.type))
 
-    def _beside(self, path: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The values of a score file in the order of `keys`, null where it has none."""
-        with _parquet(self.folder, path) as file:
-            scores = file.read(columns=["key", "value"], use_threads=False)
-        if scores.column("key").equals(keys):
-            return scores.column("value")
-        place = pc.index_in(_whole(keys), value_set=_whole(scores.column("key")))
-        if len(place) - place.null_count < len(scores):
+    def _beside(self, path: str, rows: "_Parquet") -> pa.ChunkedArray:
+        """The values of a score file in the order of the keys of `rows`, null where it has none."""
+        with _Parquet(self.folder, path, "key") as scores:
+            value = scores.read({"value"}).column("value")
+            if scores.stored_keys == rows.stored_keys or scores.keys.equals(rows.keys):
+                return value
+            place = scores.places(rows.keys)
+        if len(place) - place.null_count < scores.count:
             raise Misaligned(path)
-        return scores.column("value").take(place)
+        return value.take(place)
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ def column_ends(
 
 
 def _read_footer(folder: Folder, path: str, columns: Sequence[str]) -> Footer:
-    with _parquet(folder, path) as file:
-        footer = file.metadata
-    places = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+    with _Parquet(folder, path) as file:
+        footer = file.footer
+    places = _places(footer)
     spans: dict[str, tuple[Any, Any] | None] = {}
     for name in columns:
         if name in places:
@@ -188,6 +187,11 @@ def _read_footer(folder: Folder, path: str, columns: Sequence[str]) -> Footer:
     return Footer(footer.num_rows, footer.schema, spans)
 
 
+def _places(footer: Any) -> dict[str, int]:
+    """Where each column stands in a row group."""
+    return {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+
+
 def _ends(chunk: Any) -> tuple[Any, ...] | None:
     """Least and greatest value of one row group; empty where there is none, None if not told."""
     told = chunk.statistics
@@ -199,16 +203,69 @@ def _ends(chunk: Any) -> tuple[Any, ...] | None:
     return () if nothing or chunk.physical_type in ("FLOAT", "DOUBLE") else None
 
 
-def _parquet(folder: Folder, path: str, few: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a parquet file; a local one without Python's files between, which are slow.
+class _Parquet:
+    """A parquet file held open, `key` the name of its column of keys."""
 
-    Raises InputError where it cannot be read.
-    """
-    source = folder.at(path) if folder.is_local else folder.open(path)
-    try:
-        return pq.ParquetFile(source, read_dictionary=few, pre_buffer=not folder.is_local)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{folder.at(path)} cannot be read: {one_line(error)}") from error
+    def __init__(
+        self, folder: Folder, path: str, key: str = "key", few: Sequence[str] = ()
+    ) -> None:
+        """Open it; a local one without Python's files between, which are slow.
+
+        Raises InputError where it cannot be read.
+        """
+        self._key = key
+        try:
+            self._source = (
+                pa.OSFile(folder.at(path)) if folder.is_local
+                else pa.PythonFile(folder.open(path), "r")
+            )  # fmt: skip
+            self._file = pq.ParquetFile(
+                self._source, read_dictionary=few, pre_buffer=not folder.is_local
+            )
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"{folder.at(path)} cannot be read: {one_line(error)}") from error
+        self.footer = self._file.metadata
+        self.count: int = self.footer.num_rows
+
+    def __enter__(self) -> "_Parquet":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def read(self, columns: Collection[str]) -> pa.Table:
+        """Those of `columns` that are there."""
+        there = [name for name in self._file.schema_arrow.names if name in columns]
+        return self._file.read(columns=there, use_threads=False)
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """The keys."""
+        return _whole(self.read({self._key}).column(self._key))
+
+    @cached_property
+    def stored_keys(self) -> list[tuple[Any, ...]]:
+        """The keys as they are stored, by row group: files that agree in it have the same keys.
+
+        Equal tables are written as equal bytes, which to compare costs a tenth of decoding them.
+        """
+        place = _places(self.footer)[self._key]
+        levels = self.footer.schema.column(place).max_definition_level
+        found = []
+        for group in range(self.footer.num_row_groups):
+            chunk = self.footer.row_group(group).column(place)
+            start, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
+            if dictionary and dictionary < start:
+                start = dictionary
+            data = self._source.read_at(chunk.total_compressed_size, start)
+            found.append((levels, chunk.physical_type, chunk.compression, chunk.num_values, data))
+        return found
+
+    def places(self, keys: pa.Array) -> pa.Array:
+        """Where each of `keys` stands in this file, null where it does not."""
+        import pyarrow.compute as pc  # 40 ms that few passes need
+
+        return pc.index_in(keys, value_set=self.keys)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -216,17 +216,33 @@ def joined(dataset: SmallDataset, columns: list[str]) -> list[tuple]:
         return sorted(table.execute(table.select(columns)).fetchall())
 
 
-def rewrite_score(dataset: SmallDataset, shard: str, change) -> None:
+def rewrite_score(dataset: SmallDataset, shard: str, change, **stored) -> None:
     path = dataset.path / f"scores/beside/{shard}.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
+    pq.write_table(change(pq.read_table(path)), path, **stored)
 
 
-@pytest.mark.parametrize("case", ["all", "some", "reversed", "of another shard", "none of a shard"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "all",
+        "all, two of them exchanged",
+        "all, stored otherwise",
+        "some",
+        "reversed",
+        "of another shard",
+        "none of a shard",
+    ],
+)
 def test_one_pass_gives_the_rows_of_the_join_however_scores_lie(tmp_path, case):
     dataset = SmallDataset(tmp_path / "laion", laion_rows(ROWS)).write_metadata()
     dataset.write_shards({3: "timeout"})
-    there = range(ROWS) if case == "all" else [i for i in range(ROWS) if i % 4]
+    there = range(ROWS) if case.startswith("all") else [i for i in range(ROWS) if i % 4]
     dataset.write_score("beside", {i: float("nan") if i == 7 else i / 8 for i in there})
+    if case == "all, two of them exchanged":
+        rewrite_score(dataset, "00001", lambda t: t.take([0, 2, 1, *range(3, len(t))]))
+    if case == "all, stored otherwise":
+        plain = {"use_dictionary": False, "compression": "gzip", "row_group_size": 2}
+        rewrite_score(dataset, "00001", lambda t: t, **plain)
     if case == "reversed":
         rewrite_score(dataset, "00001", lambda t: t.take(list(range(len(t)))[::-1]))
     if case == "of another shard":

@@ -111,14 +111,20 @@ def _numbers(column: pa.Array, kind: "np.dtype[Any]") -> NDArray[Any]:
 
 
 def _valid(column: pa.Array) -> NDArray[np.bool_]:
-    """Where a column is not null."""
-    return _values(column.is_valid().cast(pa.uint8())).view(np.bool_)
+    """Where a column is not null, as its bitmap says."""
+    bitmap = column.buffers()[0]
+    if bitmap is None:
+        return np.ones(len(column), np.bool_)
+    byte_B = np.frombuffer(bitmap, np.uint8)
+    bit_N = np.unpackbits(byte_B, count=column.offset + len(column), bitorder="little")
+    return bit_N[column.offset :].view(np.bool_)
 
 
 def _values(column: pa.Array) -> NDArray[Any]:
     """A column as it lies in memory, anything where it is null.
 
-    Arrow's own way would first load pandas, which costs more than a million rows do.
+    Arrow's own ways would first load pandas and all of its functions, which costs more than a
+    million rows do.
     """
     kind = np.dtype(column.type.to_pandas_dtype())
     if not len(column):
