@@ -7,7 +7,6 @@ is saved is then fitted on all.
 
 import csv
 import io
-import json
 import time
 import zlib
 from pathlib import Path
@@ -75,7 +74,7 @@ def fit_head(
             f"embeddings of (joined on {on}): a head needs {MIN_ROWS} or more"
         )
     card = _fit_and_save(config, x_ND, y_N, names, model_made(folder, model).facts, ratings)
-    runner.note("head fit", f"held out: {json.dumps(card['held_out'])}")
+    runner.note("head fit", _said(card["held_out"]))
     reasons: dict[str, int] = {
         Reason.MALFORMED_ROW: malformed,
         Reason.NOT_EMBEDDED: len(rated) - len(names),
@@ -163,6 +162,12 @@ def _measure(
             "correlation": linear.correlation(y_N, said),
         }
     return {"rows": len(y_N), **{name: round(value, 6) for name, value in values.items()}}
+
+
+def _said(held_out: dict[str, float]) -> str:
+    """What `_measure` found, in words."""
+    found = [f"{name.replace('_', ' ')} {x:.3g}" for name, x in held_out.items() if name != "rows"]
+    return f"on {held_out['rows']:,} ratings held out: {', '.join(found)}"
 
 
 def read_ratings(path: str, config: HeadFitConfig) -> tuple[str, dict[str, float], int]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,7 @@ def test_the_command_fits_and_the_next_one_scores(rated, tmp_path, laionkit):
     output = tmp_path / "mine.safetensors"
     ran = laionkit("head", "fit", file, folder.url, "-o", output)
     assert (ran.code, output.is_file()) == (0, True), ran.err
+    assert re.search(r"on \d+ ratings held out: rmse 0\.\d+, rmse of the mean", ran.err)
     ran = laionkit("score", folder.url, "--heads", output)
     assert (ran.code, len(values_of(folder, "mine"))) == (0, 600), ran.err
 
