@@ -6,6 +6,7 @@ it, through Pillow. Whatever a decoder raises becomes a PictureError with a reas
 
 import io
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from laionkit.core.reasons import Reason
 from laionkit.ops import jpeg
 from laionkit.ops.color import array_to_srgb, to_rgb
+
+# What Pillow warns of in a broken picture becomes a reason here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Pillow's own limit, and LAION's: a quarter of a GiB of RGB.
 MAX_PIXELS = 89_478_484

@@ -10,7 +10,7 @@ import io
 import time
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -94,9 +94,9 @@ def _fit_and_save(
     x_ND: NDArray[np.float32],
     y_N: NDArray[np.float64],
     names: list[str],
-    facts: dict[str, object],
+    facts: dict[str, Any],
     ratings: str,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     from laionkit.backends.heads import Head, Layer, save_head
 
     logistic = config.method == "logistic"
@@ -112,7 +112,7 @@ def _fit_and_save(
     if isinstance(l2, str):
         l2 = linear.choose_l2(x_in_ND, y_in_N, folds_N[~out_N], fit, loss)
     blind, fitted = fit(x_in_ND, y_in_N, l2), fit(x_ND, y_N, l2)
-    card: dict[str, object] = {
+    card: dict[str, Any] = {
         "kind": config.method,
         "model": facts.get("model"),
         "weights_sha256": facts.get("weights_sha256"),
