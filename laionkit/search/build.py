@@ -19,10 +19,19 @@ from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+from laionkit.search.nearest import Asked, Nearest
 from laionkit.search.reach import Reach
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
-from laionkit.search.tuning import CELLS, LEARNT_ROWS, QUERIES, SAMPLE_ROWS, Block, learn_reach
+from laionkit.search.tuning import (
+    CELLS,
+    FILTERED_QUERIES,
+    LEARNT_ROWS,
+    QUERIES,
+    SAMPLE_ROWS,
+    Block,
+    learn_reach,
+)
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
@@ -54,9 +63,10 @@ class Shape:
         most = self.memory_mib * 2**18 // (8 * dim)
         return max(self.lists, min(SAMPLE_PER_LIST * self.lists, most))
 
-    def queries(self) -> int:
-        """How many queries probes are tuned on: their counts of lists take a quarter of it."""
-        return int(np.clip(self.memory_mib * 2**18 // (4 * len(CELLS) * self.lists), 30, QUERIES))
+    def filtered_queries(self) -> int:
+        """How many queries are asked under filters: their counts of lists take a quarter of it."""
+        most = self.memory_mib * 2**18 // (4 * len(CELLS) * self.lists)
+        return int(np.clip(most, 30, FILTERED_QUERIES))
 
     def check(self, rows: int) -> None:
         """Raise ConfigError where the order of so many rows alone does not fit."""
@@ -155,12 +165,14 @@ def _write_lists(
         some = np.unique(np.linspace(0, len(order) - 1, few).astype(np.int64))
         seen = source.read(order[some]).wide
         seen -= means[np.searchsorted(stops, some, side="right")]
-        written = knn_build.flat_blocks(
-            Path(flat.file.name), source.dim, len(order), source.block_rows
+        asked = _ask(source, order, shape.seed)
+        nearest = Nearest(asked, sizes)
+        written = nearest.watch(
+            knn_build.flat_blocks(Path(flat.file.name), source.dim, len(order), source.block_rows)
         )
         with dataset.create(base + LISTS) as file:
             knn_build.write_lists(_io(file), means, sizes, seen, written, shape.code_bits)
-    reach = _learn(source, order, sizes, means, shape)
+    reach = _learn(source, order, sizes, means, shape, asked, nearest)
     built.add("vectors", base + VECTORS, flat)
     built.add("lists", base + LISTS, file)
     built.info = built.info.model_copy(update={"reach": reach})
@@ -184,16 +196,22 @@ def _seen(block: Rows, means: knn_build.ListMeans) -> knn.Float16:
     return block.half
 
 
+def _ask(source: VectorSource, order: NDArray[np.int64], seed: int) -> Asked:
+    """The queries that probes are tuned on: captions' vectors, else pictures', by their places."""
+    texts = source.sample_texts(QUERIES, seed, TUNE)
+    if len(texts):
+        return Asked(texts, np.full(len(texts), -1), "texts")
+    rows = source.sample_rows(QUERIES, seed + 2, TUNE)
+    own, places = np.full(len(rows), -1), np.flatnonzero(np.isin(order, rows))
+    own[np.searchsorted(rows, order[places])] = places
+    return Asked(source.read(rows).wide, own, "images")
+
+
 def _learn(
     source: VectorSource, order: NDArray[np.int64], sizes_L: NDArray[np.int64],
-    means_LD: knn.Float32, shape: Shape,
+    means_LD: knn.Float32, shape: Shape, asked: Asked, nearest: Nearest,
 ) -> Reach:  # fmt: skip
-    """Learn how far to probe from captions' vectors, else from pictures'."""
-    queries, kind = source.sample_texts(shape.queries(), shape.seed, TUNE), "texts"
-    own = np.full(len(queries), -1)
-    if not len(queries):
-        own, kind = source.sample_rows(shape.queries(), shape.seed + 2, TUNE), "images"
-        queries = source.read(own).wide
+    """Learn how far to probe from queries and the rows nearest to them."""
     rng = np.random.default_rng(shape.seed + 1)
     drawn = rng.permutation(len(order))[:SAMPLE_ROWS]
     step, stops = min(source.block_rows, LEARNT_ROWS), np.cumsum(sizes_L)
@@ -202,10 +220,12 @@ def _learn(
         for start in range(0, len(drawn), step):
             some = np.sort(drawn[start : start + step])
             lists = np.searchsorted(stops, some, side="right")
-            yield order[some], source.read(order[some]).wide, lists
+            yield some, source.read(order[some]).wide, lists
 
-    part = len(drawn) / max(len(order), 1)
-    return learn_reach(queries, own, blocks(), means_LD, part, kind, shape.recall, shape.seed)
+    return learn_reach(
+        asked, asked.some(shape.filtered_queries()), nearest.held, blocks(), means_LD,
+        len(drawn) / max(len(order), 1), shape.recall, shape.seed,
+    )  # fmt: skip
 
 
 def _write_rows(

@@ -5,6 +5,7 @@ import pytest
 
 from laionkit.backends.knn import spreads
 from laionkit.search import execute, planner
+from laionkit.search.nearest import Asked, Nearest
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
 from laionkit.search.tuning import learn_reach, simulated_filter
@@ -107,21 +108,37 @@ def test_lists_are_probed_in_the_order_of_the_share_that_may_be_better():
     assert 0.5 < before[1] < 1
 
 
-def learn(queries_QD: np.ndarray, own: np.ndarray, source: str, recall: float = 0.95) -> Reach:
+def learn(queries_QD: np.ndarray, recall: float = 0.95) -> Reach:
     sample = VECTORS.astype(np.float32)
-    lists = np.argmax(sample @ unit(sample[::240]).T, axis=1).astype(np.int32)
+    lists = np.argmax(sample @ unit(sample[::240]).T, axis=1)
     means = np.stack([sample[lists == number].mean(0) for number in range(50)])
     rows = np.random.default_rng(5).permutation(ROWS)
     blocks = [(part, sample[part], lists[part]) for part in np.array_split(rows, 3)]
     assert (spreads(means) < 1).all()
-    return learn_reach(queries_QD, own, blocks, means, 1.0, source, recall)
+    asked = Asked(queries_QD, np.full(len(queries_QD), -1), "texts")
+    nearest = Nearest(asked, np.bincount(lists, minlength=50))
+    for _ in nearest.watch([VECTORS[np.argsort(lists, kind="stable")]]):
+        pass
+    return learn_reach(asked, asked.some(40), nearest.held, blocks, means, 1.0, recall)
+
+
+def test_the_nearest_of_all_rows_are_found_block_by_block_without_a_querys_own():
+    order = np.random.default_rng(3).permutation(ROWS)
+    lists, vectors = np.arange(ROWS) // 240, VECTORS[order]
+    asked = Asked(vectors[[7, 9000]].astype(np.float32), np.array([7, -1]), "images")
+    nearest = Nearest(asked, np.bincount(lists))
+    assert sum(map(len, nearest.watch(np.array_split(vectors, 7)))) == ROWS
+    for query, own, held in zip(asked.vectors_QD, asked.own_Q, nearest.held, strict=True):
+        scores = vectors.astype(np.float32) @ query
+        best = [row for row in np.argsort(-scores) if row != own][:64]
+        np.testing.assert_allclose(held.scores, scores[best], rtol=1e-6)
+        assert sorted(held.lists.tolist()) == sorted(lists[best].tolist())
 
 
 def test_queries_among_the_vectors_need_less_than_those_far_from_them():
-    nobody = np.full(60, -1)
-    near = learn(queries(60), nobody, "texts")
+    near = learn(queries(60))
     far = unit(np.random.default_rng(0).standard_normal((60, DIM)))
-    assert near.scored[0] < learn(far, nobody, "texts").scored[0]
+    assert near.scored[0] < learn(far).scored[0]
     assert near.learnt_from == "60 texts"
     assert list(near.tail) == sorted(near.tail, reverse=True)
 
@@ -149,5 +166,5 @@ def test_a_latency_budget_cuts_a_probe_and_the_plan_says_so(searcher, monkeypatc
 
 def test_a_higher_recall_aimed_at_probes_more():
     rng = np.random.default_rng(0)
-    far, nobody = unit(rng.standard_normal((60, DIM))), np.full(60, -1)
-    assert learn(far, nobody, "texts").sure[0] < learn(far, nobody, "texts", 0.985).sure[0]
+    far = unit(rng.standard_normal((60, DIM)))
+    assert learn(far).sure[0] < learn(far, 0.985).sure[0]

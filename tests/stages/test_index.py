@@ -160,7 +160,7 @@ def test_little_memory_means_smaller_blocks_and_samples():
     small, large = Shape(4000, memory_mib=64), Shape(4000, memory_mib=4096)
     assert small.block_rows(512) < large.block_rows(512)
     assert 4000 <= small.sample_rows(512) < large.sample_rows(512)
-    assert small.queries() < large.queries() == 300
+    assert small.filtered_queries() < large.filtered_queries() == 300
     with pytest.raises(ConfigError, match="give --memory-mib 6867"):
         small.check(100_000_000)
 
