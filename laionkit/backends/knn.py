@@ -30,7 +30,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Bitmap = NDArray[np.uint8]
 
-_SLICE_ROWS = 16_384  # rows below which a second thread costs more than it gives
+_SLICE_ROWS = 8_192  # rows below which a second thread costs more than it gives
 _SLICE_GATHERED = 2_048
 _GATHER_ROWS = 512  # half a MiB at 512 dimensions, which stays in a core's cache
 _CORES = os.cpu_count() or 1  # asking costs 30 µs
@@ -202,7 +202,8 @@ class ListStore:
             raise InputError(f"{path} is a {type(self._index).__name__}, not an inverted file")
         lists = int(self._index.nlist)
         sizes = [self._index.invlists.list_size(i) for i in range(lists)]
-        self.starts: Int64 = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.sizes_L: Int64 = np.array(sizes, np.int64)
+        self.starts: Int64 = np.concatenate([[0], np.cumsum(self.sizes_L)])
         quantizer = faiss.downcast_index(self._index.quantizer)
         self.means_LD: Float32 = np.ascontiguousarray(quantizer.reconstruct_n(0, lists))
         self.spread_L: Float32 = spreads(self.means_LD)

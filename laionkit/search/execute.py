@@ -14,6 +14,8 @@ from laionkit.search.planner import Step
 from laionkit.search.reach import first_lists, first_rows, promising_lists, reranked
 from laionkit.search.segment import Segment
 
+_FEW = 128  # rows whose cosines cost less than choosing among them first
+
 
 def search_segment(
     segment: AnySegment,
@@ -69,7 +71,7 @@ def _probe(
     store = segment.lists
     assert store is not None
     near, spread, reach = store.near(query_D), store.spread_L, segment.info.reach
-    counts = np.diff(store.starts if keep is None else keep.offsets(store.starts))
+    counts = store.sizes_L if keep is None else np.diff(keep.offsets(store.starts))
     lists = first_lists(near, spread, counts, first_rows(matches, k), reach)
     found = _score(segment, query_D, near, lists, k, keep, counts)
     least = float(np.partition(found.scores, -k)[-k])
@@ -86,14 +88,16 @@ def _probe(
     more = more[: int(np.searchsorted(held, afford, side="right"))] if cut else more
     if len(more):
         found = merge([found, _score(segment, query_D, near, more, k, keep, counts)], reranked(k))
-    best = segment.vectors.search_rows(query_D, min(k + 8 + k // 16, len(found.rows)), found.rows)
-    cosines = segment.vectors.cosines(query_D, best.rows)
+    rows = found.rows
+    if len(rows) > _FEW:  # more are first ranked by inner product, which reads them faster
+        rows = segment.vectors.search_rows(query_D, min(k + 8 + k // 16, len(rows)), rows).rows
+    cosines = segment.vectors.cosines(query_D, rows)
     probed = len(lists) + len(more)
     scored = int(counts[lists].sum() + counts[more].sum())
     step = Step(
         segment.info.name, "probe", matches, scored, probed, len(near), exact=False, cut=cut
     )
-    return Neighbours(cosines, best.rows).top(k), step
+    return Neighbours(cosines, rows).top(k), step
 
 
 def _score(
