@@ -19,19 +19,10 @@ from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
-from laionkit.search.nearest import Asked, Nearest
-from laionkit.search.reach import Reach
+from laionkit.search.nearest import Asked
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
-from laionkit.search.tuning import (
-    CELLS,
-    FILTERED_QUERIES,
-    LEARNT_ROWS,
-    QUERIES,
-    SAMPLE_ROWS,
-    Block,
-    learn_reach,
-)
+from laionkit.search.tuning import CELLS, FILTERED_QUERIES, LEARNT_ROWS, QUERIES, Learner
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
@@ -165,14 +156,13 @@ def _write_lists(
         some = np.unique(np.linspace(0, len(order) - 1, few).astype(np.int64))
         seen = source.read(order[some]).wide
         seen -= means[np.searchsorted(stops, some, side="right")]
-        asked = _ask(source, order, shape.seed)
-        nearest = Nearest(asked, sizes)
-        written = nearest.watch(
+        learner = _learner(source, order, sizes, means, shape)
+        written = learner.watch(
             knn_build.flat_blocks(Path(flat.file.name), source.dim, len(order), source.block_rows)
         )
         with dataset.create(base + LISTS) as file:
             knn_build.write_lists(_io(file), means, sizes, seen, written, shape.code_bits)
-    reach = _learn(source, order, sizes, means, shape, asked, nearest)
+    reach = learner.reach(shape.recall)
     built.add("vectors", base + VECTORS, flat)
     built.add("lists", base + LISTS, file)
     built.info = built.info.model_copy(update={"reach": reach})
@@ -207,25 +197,16 @@ def _ask(source: VectorSource, order: NDArray[np.int64], seed: int) -> Asked:
     return Asked(source.read(rows).wide, own, "images")
 
 
-def _learn(
+def _learner(
     source: VectorSource, order: NDArray[np.int64], sizes_L: NDArray[np.int64],
-    means_LD: knn.Float32, shape: Shape, asked: Asked, nearest: Nearest,
-) -> Reach:  # fmt: skip
-    """Learn how far to probe from queries and the rows nearest to them."""
+    means_LD: knn.Float32, shape: Shape,
+) -> Learner:  # fmt: skip
+    """What learns how far to probe from the rows that pass it."""
     rng = np.random.default_rng(shape.seed + 1)
-    drawn = rng.permutation(len(order))[:SAMPLE_ROWS]
-    step, stops = min(source.block_rows, LEARNT_ROWS), np.cumsum(sizes_L)
-
-    def blocks() -> Iterator[Block]:
-        for start in range(0, len(drawn), step):
-            some = np.sort(drawn[start : start + step])
-            lists = np.searchsorted(stops, some, side="right")
-            yield some, source.read(order[some]).wide, lists
-
-    return learn_reach(
-        asked, asked.some(shape.filtered_queries()), nearest.held, blocks(), means_LD,
-        len(drawn) / max(len(order), 1), shape.recall, shape.seed,
-    )  # fmt: skip
+    some = np.sort(rng.permutation(len(order))[: min(source.block_rows, LEARNT_ROWS)])
+    lists = np.searchsorted(np.cumsum(sizes_L), some, side="right")
+    asked, sample = _ask(source, order, shape.seed), source.read(order[some]).wide
+    return Learner(asked, shape.filtered_queries(), sizes_L, means_LD, sample, lists, shape.seed)
 
 
 def _write_rows(

@@ -4,11 +4,11 @@ Lists are probed until those left should hold no more than a small share of the 
 enough for the target recall is measured, for several selectivities, and under filters that are
 independent of the query's score, correlated with it and anti-correlated: the worst one counts.
 
-Truth without a filter is exact over all rows, which are scored as they are coded. Under filters
-it is exact over a random sample of rows, whose best rows stand for the best of all: of a million
-rows that asks for a recall of 0.98 where 0.96 was meant, and it is fewer queries.
+Truth is exact: queries score all rows as these are coded, which costs a tenth of assigning them
+to lists. A random fifth of a million rows in their place asked for a recall of 0.98 where 0.96
+was meant, as two of the ten nearest tell little.
 
-Shapes: Q queries, S sampled rows, L lists, D dimensions.
+Shapes: Q queries, F of them under filters, S sampled rows, L lists, D dimensions.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import spreads
+from laionkit.backends.knn import Float16, spreads
+from laionkit.backends.knn_build import widen
 from laionkit.search.nearest import Asked, Held
 from laionkit.search.reach import (
     CAUTIOUS,
@@ -32,66 +33,110 @@ from laionkit.search.reach import (
 CORRELATIONS = (0.0, 0.7, -0.7)
 CELLS = tuple((s, c) for s in SELECTIVITIES for c in (CORRELATIONS if s < 1 else (0.0,)))
 MARGIN = 0.01  # of the lists alone: 8-bit codes cost a little, and other queries are other queries
-SAMPLE_ROWS = 200_000
 FILTERED_QUERIES = 300
 # Recall of 300 queries strays by 0.005, of 500 by 0.004: 300 once were lucky and 0.952 was reached.
 QUERIES = 500
-LEARNT_ROWS = 32_768  # rows that are learnt from at a time
+LEARNT_ROWS = 32_768  # rows that all queries score at a time: 64 MB
+_NO_HIT = -2.0  # below every cosine
 _CUT_ROWS = 100_000
 _CUT_COLUMNS = 4096  # rows a query, of which the narrowest filter keeps four
 
 
-Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
+class Learner:
+    """Sees every row once, in list order, then says how far a probe must reach."""
 
+    def __init__(
+        self,
+        asked: Asked,
+        filtered: int,
+        sizes_L: NDArray[np.int64],
+        means_LD: NDArray[np.float32],
+        sample_SD: NDArray[np.float32],
+        lists_S: NDArray[np.int64],
+        seed: int = 0,
+    ) -> None:
+        """Learn from queries, of which so many are `filtered`, of lists with these means.
 
-def learn_reach(
-    asked: Asked,
-    filtered: Asked,
-    nearest: Sequence[Held],
-    blocks: Iterable[Block],
-    means_LD: NDArray[np.float32],
-    part: float,
-    recall: float = 0.95,
-    seed: int = 0,
-) -> Reach:
-    """Learn from the `nearest` rows of queries, and from some queries that are `filtered`.
+        The sample, of rows drawn from everywhere, with the list of each, tells how scores are
+        spread: within lists, and overall, so that filters keep what they should.
+        """
+        self._asked, self._means_LD, self._stops = asked, means_LD, np.cumsum(sizes_L)
+        self._rng = np.random.default_rng(seed)
+        last = len(asked.own_Q) - 1
+        self._filtered = np.unique(np.linspace(0, last, filtered).astype(np.int64))
+        some_FD = asked.vectors_QD[self._filtered]
+        self._spread_L, scores_FS = spreads(means_LD), some_FD @ sample_SD.T
+        near_FS = (some_FD @ means_LD.T)[:, lists_S]
+        self._tail_at, self._tail = _tail((scores_FS - near_FS) / self._spread_L[lists_S])
+        self._mean_F, self._deviation_F = scores_FS.mean(1), scores_FS.std(1)
+        unit_FS = scores_FS[:, :_CUT_COLUMNS] - self._mean_F[:, None]
+        self._cuts = _cuts(unit_FS / self._deviation_F[:, None], self._rng)
+        sizes = sizes_L.astype(np.int32)
+        self.seen = {
+            cell: [Held.nothing(np.zeros_like(sizes)) for _ in self._filtered]
+            for cell in CELLS[1:]
+        }  # fmt: skip
+        self.seen[CELLS[0]] = [Held.nothing(sizes) for _ in asked.own_Q]
 
-    `blocks` are rows, their vectors and their lists: a random sample that is a `part` of the rows,
-    the first block of them drawn from everywhere.
-    """
-    near_QL = filtered.vectors_QD @ means_LD.T
-    spread_L = spreads(means_LD)
-    stream = iter(blocks)
-    first = next(stream)
-    scores = filtered.vectors_QD @ first[1].T
-    tail_at, tail = _tail((scores - near_QL[:, first[2]]) / spread_L[first[2]])
-    reach = Reach(learnt_from=f"{len(asked.own_Q)} {asked.kind}", target=recall,
-                  tail_at=tail_at, tail=tail)  # fmt: skip
-    seen = _see(filtered, _again(first, stream), scores, len(means_LD), seed)
-    sure, scored = [], []
-    for selectivity in SELECTIVITIES:
-        if selectivity == 1:
-            looks = [
-                [_look(held, means_LD @ query, spread_L, 1.0, reach)
-                 for query, held in zip(asked.vectors_QD, nearest, strict=True)]
-            ]  # fmt: skip
-        else:
-            looks = [
-                [_look(held, near_QL[q], spread_L, part, reach)
-                 for q, held in enumerate(seen[selectivity, c]) if len(held.lists)]
-                for c in CORRELATIONS
-            ]  # fmt: skip
-        at = max(_least_sure(look, recall + MARGIN) for look in looks)
-        if asked.kind == "images":
-            at = max(at, CAUTIOUS[SELECTIVITIES.index(selectivity)])
-        sure.append(at)
-        scored.append(round(max(_median_scored(look, at) for look in looks), 4))
-    return reach.model_copy(update={"sure": tuple(sure), "scored": tuple(scored)})
+    def watch(self, blocks: Iterable[Float16]) -> Iterator[Float16]:
+        """See blocks of rows while they pass."""
+        at = 0
+        for block in blocks:
+            for start in range(0, len(block), LEARNT_ROWS):
+                self._see(block[start : start + LEARNT_ROWS], at + start)
+            at += len(block)
+            yield block
 
+    def _see(self, half_ND: Float16, start: int) -> None:
+        scores_QN = self._asked.vectors_QD @ widen(half_ND).T
+        here = self._asked.own_Q - start
+        own = np.flatnonzero((here >= 0) & (here < len(half_ND)))
+        scores_QN[own, here[own]] = _NO_HIT
+        rows = np.arange(start, start + len(half_ND))
+        lists = np.searchsorted(self._stops, rows, side="right")
+        for held, scores in zip(self.seen[CELLS[0]], scores_QN, strict=True):
+            held.keep(scores, lists)
+        drawn = self._rng.standard_normal(2 * len(rows), np.float32)
+        for f, q in enumerate(self._filtered):  # each has its own part of what was drawn
+            first = self._rng.integers(len(rows) + 1)
+            self._filter(f, scores_QN[q], lists, drawn[first : first + len(rows)])
 
-def _again(first: Block, stream: Iterator[Block]) -> Iterator[Block]:
-    yield first
-    yield from stream
+    def _filter(
+        self, f: int, scores: NDArray[np.float32], lists: NDArray[np.int64],
+        noise: NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        """Show rows to a query under every filter."""
+        unit = (scores - self._mean_F[f]) / self._deviation_F[f]
+        for correlation in CORRELATIONS:
+            column, (kept, lists_of) = _column(unit, noise, correlation), (scores, lists)
+            for selectivity in SELECTIVITIES[1:]:  # each keeps some of what the last one kept
+                inside = np.flatnonzero(column >= self._cuts[selectivity, correlation])
+                column, kept, lists_of = column[inside], kept[inside], lists_of[inside]
+                self.seen[selectivity, correlation][f].count(lists_of)
+                self.seen[selectivity, correlation][f].keep(kept, lists_of)
+
+    def reach(self, recall: float = 0.95) -> Reach:
+        """What was learnt for a recall that is aimed at."""
+        asked = self._asked
+        reach = Reach(learnt_from=f"{len(asked.own_Q)} {asked.kind}", target=recall,
+                      tail_at=self._tail_at, tail=self._tail)  # fmt: skip
+        sure, scored = [], []
+        for number, selectivity in enumerate(SELECTIVITIES):
+            looks = [list(self._looks(cell, reach)) for cell in CELLS if cell[0] == selectivity]
+            at = max(_least_sure(look, recall + MARGIN) for look in looks)
+            if asked.kind == "images":
+                at = max(at, CAUTIOUS[number])
+            sure.append(at)
+            scored.append(round(max(_median_scored(look, at) for look in looks), 4))
+        return reach.model_copy(update={"sure": tuple(sure), "scored": tuple(scored)})
+
+    def _looks(self, cell: tuple[float, float], reach: Reach) -> Iterator["_Look"]:
+        """What each query that met a match would have probed."""
+        asked = range(len(self._asked.own_Q)) if cell == CELLS[0] else self._filtered
+        for q, held in zip(asked, self.seen[cell], strict=True):
+            if len(held.lists):
+                near_L = self._means_LD @ self._asked.vectors_QD[q]
+                yield _look(held, near_L, self._spread_L, reach)
 
 
 def _tail(distances: NDArray[np.floating]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -102,42 +147,6 @@ def _tail(distances: NDArray[np.floating]) -> tuple[tuple[float, ...], tuple[flo
     end = at[-1] + (at[-1] - at[0]) / 4
     points = [*(round(float(x), 6) for x in at), round(float(end), 6)]
     return tuple(points), (*(float(f"{p:.4g}") for p in shares), 0.0)
-
-
-def _see(
-    asked: Asked,
-    blocks: Iterator[Block],
-    sample_QS: NDArray[np.float32],
-    lists: int,
-    seed: int,
-) -> dict[tuple[float, float], list[Held]]:
-    """What each query sees under each filter. `sample_QS`, scores of some rows, set the cuts."""
-    rng = np.random.default_rng(seed)
-    nothing = np.empty(0, np.float32), np.empty(0, np.int64)
-    seen = {
-        cell: [Held(np.zeros(lists, np.int32), *nothing) for _ in asked.own_Q]
-        for cell in CELLS if cell[0] < 1
-    }  # fmt: skip
-    mean, deviation = sample_QS.mean(1), sample_QS.std(1)
-    some = sample_QS[:, :_CUT_COLUMNS]
-    cuts = _cuts((some - mean[:, None]) / deviation[:, None], rng)
-    for rows, vectors, list_of in blocks:
-        drawn = rng.standard_normal(2 * len(rows), np.float32)  # a query has its own part of it
-        for q, scores in enumerate(asked.vectors_QD @ vectors.T):
-            held = (scores, list_of)
-            if asked.own_Q[q] >= 0:
-                others = rows != asked.own_Q[q]
-                held = (scores[others], list_of[others])
-            unit = (held[0] - mean[q]) / deviation[q]
-            first = rng.integers(len(drawn) - len(unit) + 1)
-            noise = drawn[first : first + len(unit)]
-            for correlation in CORRELATIONS:
-                column, (kept, lists_of) = _column(unit, noise, correlation), held
-                for selectivity in SELECTIVITIES[1:]:  # each keeps some of what the last one kept
-                    inside = np.flatnonzero(column >= cuts[selectivity, correlation])
-                    column, kept, lists_of = column[inside], kept[inside], lists_of[inside]
-                    seen[selectivity, correlation][q].add(kept, lists_of)
-    return seen
 
 
 def _cuts(
@@ -170,15 +179,13 @@ class _Look(NamedTuple):
 
 
 def _look(
-    held: Held, near_L: NDArray[np.float32], spread_L: NDArray[np.float32], part: float,
-    reach: Reach,
-) -> _Look:  # fmt: skip
+    held: Held, near_L: NDArray[np.float32], spread_L: NDArray[np.float32], reach: Reach
+) -> _Look:
     """Probe as a search does, with what was seen in place of scoring."""
     counts_L = held.matches_L.astype(np.int64)
     matches = int(counts_L.sum())
-    k = min(max(1, round(K * part)), len(held.scores))
-    wanted = round(part * first_rows(round(matches / part), K))
-    first = first_lists(near_L, spread_L, counts_L, wanted, reach)
+    k = min(K, len(held.scores))
+    first = first_lists(near_L, spread_L, counts_L, first_rows(matches, K), reach)
     probed = np.zeros(len(near_L), bool)
     probed[first] = True
     inside = probed[held.lists]

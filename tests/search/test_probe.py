@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from laionkit.backends.knn import spreads
 from laionkit.search import execute, planner
-from laionkit.search.nearest import Asked, Nearest
+from laionkit.search.nearest import Asked
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import learn_reach, simulated_filter
+from laionkit.search.tuning import Learner, simulated_filter
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, add_scores, clustered, cosines, unit
 
@@ -108,31 +107,37 @@ def test_lists_are_probed_in_the_order_of_the_share_that_may_be_better():
     assert 0.5 < before[1] < 1
 
 
-def learn(queries_QD: np.ndarray, recall: float = 0.95) -> Reach:
+def learner(asked: Asked) -> Learner:
+    """Has seen VECTORS in the order of 50 lists."""
     sample = VECTORS.astype(np.float32)
     lists = np.argmax(sample @ unit(sample[::240]).T, axis=1)
+    order = np.argsort(lists, kind="stable")
+    sizes = np.bincount(lists, minlength=50)
     means = np.stack([sample[lists == number].mean(0) for number in range(50)])
-    rows = np.random.default_rng(5).permutation(ROWS)
-    blocks = [(part, sample[part], lists[part]) for part in np.array_split(rows, 3)]
-    assert (spreads(means) < 1).all()
-    asked = Asked(queries_QD, np.full(len(queries_QD), -1), "texts")
-    nearest = Nearest(asked, np.bincount(lists, minlength=50))
-    for _ in nearest.watch([VECTORS[np.argsort(lists, kind="stable")]]):
-        pass
-    return learn_reach(asked, asked.some(40), nearest.held, blocks, means, 1.0, recall)
+    some = np.random.default_rng(5).permutation(ROWS)[:4000]
+    found = Learner(asked, 40, sizes, means, sample[some], lists[some])
+    assert sum(map(len, found.watch(np.array_split(VECTORS[order], 3)))) == ROWS
+    return found
 
 
-def test_the_nearest_of_all_rows_are_found_block_by_block_without_a_querys_own():
-    order = np.random.default_rng(3).permutation(ROWS)
-    lists, vectors = np.arange(ROWS) // 240, VECTORS[order]
-    asked = Asked(vectors[[7, 9000]].astype(np.float32), np.array([7, -1]), "images")
-    nearest = Nearest(asked, np.bincount(lists))
-    assert sum(map(len, nearest.watch(np.array_split(vectors, 7)))) == ROWS
-    for query, own, held in zip(asked.vectors_QD, asked.own_Q, nearest.held, strict=True):
-        scores = vectors.astype(np.float32) @ query
-        best = [row for row in np.argsort(-scores) if row != own][:64]
+def learn(queries_QD: np.ndarray, recall: float = 0.95) -> Reach:
+    return learner(Asked(queries_QD, np.full(len(queries_QD), -1), "texts")).reach(recall)
+
+
+def test_a_learner_finds_the_nearest_of_all_rows_without_a_querys_own():
+    lists = np.argmax(VECTORS.astype(np.float32) @ unit(VECTORS[::240]).T, axis=1)
+    order = np.argsort(lists, kind="stable")
+    vectors = VECTORS[order].astype(np.float32)
+    asked = Asked(vectors[[7, 9000]], np.array([7, -1]), "images")
+    seen = learner(asked).seen
+    for q, held in enumerate(seen[1.0, 0.0]):
+        scores = vectors @ asked.vectors_QD[q]
+        best = [row for row in np.argsort(-scores) if row != asked.own_Q[q]][:64]
         np.testing.assert_allclose(held.scores, scores[best], rtol=1e-6)
-        assert sorted(held.lists.tolist()) == sorted(lists[best].tolist())
+        assert sorted(held.lists.tolist()) == sorted(lists[order][best].tolist())
+    for (selectivity, _), helds in list(seen.items())[:6]:
+        for held in helds:
+            assert held.matches_L.sum() == pytest.approx(selectivity * ROWS, rel=0.25)
 
 
 def test_queries_among_the_vectors_need_less_than_those_far_from_them():
