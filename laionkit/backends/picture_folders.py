@@ -48,9 +48,19 @@ class PictureTable:
         self._pictures = sorted(self._list(), key=lambda picture: picture.path)
         self.total: int | None = len(self._pictures)
 
-    def listing(self) -> dict[str, str]:
-        """Each picture's name → size and time of change, its sidecar's too: what tells a change."""
-        return {ascii(self._name(picture)): picture.stamp for picture in self._pictures}
+    def states(self) -> pa.Table:
+        """Each picture's path, and size and time of change (its sidecar's too).
+
+        A path that is no text stands as Python's ``ascii`` writes it.
+        """
+        paths = pa.array((_as_text(self._name(p)) for p in self._pictures), pa.string())
+        stamps = pa.array((p.stamp for p in self._pictures), pa.string())
+        return pa.table({"path": paths, "path_stamp": stamps})
+
+    def take(self, wanted_N: np.ndarray) -> None:
+        """Keep only these pictures, a bool each."""
+        self._pictures = [self._pictures[i] for i in np.flatnonzero(wanted_N)]
+        self.total = len(self._pictures)
 
     def head(self) -> pa.Table:
         """The first rows."""
@@ -136,6 +146,14 @@ class PictureTable:
     def _name(self, picture: _Picture) -> str:
         fs = self.folder.fs
         return picture.path if _is_local(fs) else str(fs.unstrip_protocol(picture.path))
+
+
+def _as_text(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return ascii(path)
+    return path
 
 
 def _json_caption(data: bytes) -> str | None:

@@ -26,6 +26,9 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     NOT_SAMPLED = "not_sampled"
     OVER_LIMIT = "over_limit"
+    SUPERSEDED = "superseded"  # a picture that changed: its later row counts
+    # fetch: never asked for
+    TAKEN_DOWN = "taken_down"
     # fetch: no bytes came
     SCHEME_REFUSED = "scheme_refused"
     ADDRESS_REFUSED = "address_refused"

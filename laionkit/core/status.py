@@ -9,7 +9,7 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import STAGE_FILE, StageRecords
-from laionkit.core.schemas import MEASURED, RECORDS
+from laionkit.core.schemas import MEASURED, RECORDS, Reason
 
 WORST_HOSTS = 10
 
@@ -18,8 +18,9 @@ class StageStatus(BaseModel):
     """One stage's finished work. `config` is what it was made with.
 
     Samples tried again are counted once, as what became of them last: `tried_again` and `healed`
-    say how many there were. `worst_hosts` maps servers to the samples lost there, worst first;
-    a host with few losses in every shard may be missing. `measured` is what the stage found of its
+    say how many there were. Earlier rows of pictures that changed count as superseded.
+    `worst_hosts` maps servers to the samples lost there, worst first; a host with few losses in
+    every shard may be missing. `measured` is what the stage found of its
     own output: of an index its recall, by kind of query and filter.
     """
 
@@ -63,10 +64,11 @@ def stage_status(dataset: Folder, stage: str) -> StageStatus:
     records, place = StageRecords(dataset, stage), f"{stage}/{MEASURED}"
     made = records.made()
     counts, shards, size, seconds, last = Counts(), 0, 0, 0.0, ""
-    tried, was_lost, hosts = 0, Counter[str](), Counter[str]()
+    tried, superseded, was_lost, hosts = 0, 0, Counter[str](), Counter[str]()
     for record in records.all():
         counts, shards = counts + record.counts, shards + 1
         tried += record.extra.get("tried", 0)
+        superseded += record.extra.get("superseded", 0)
         was_lost.update(record.extra.get("healed_from", {}))
         if "tried" not in record.extra:  # what is tried again was counted where it was lost first
             hosts.update(record.extra.get("worst_hosts", {}))
@@ -76,7 +78,7 @@ def stage_status(dataset: Folder, stage: str) -> StageStatus:
     return StageStatus(
         stage=stage,
         shards=shards,
-        counts=_without(counts, was_lost),
+        counts=without_superseded(_without(counts, was_lost), superseded),
         bytes=size,
         seconds=round(seconds, 3),
         last=last,
@@ -91,6 +93,12 @@ def stage_status(dataset: Folder, stage: str) -> StageStatus:
 def _without(counts: Counts, was_lost: Counter[str]) -> Counts:
     """Counts without the earlier, lost attempts of samples that healed."""
     return Counts.of(counts.ok, {r: n - was_lost[r] for r, n in counts.reasons.items()})
+
+
+def without_superseded(counts: Counts, superseded: int) -> Counts:
+    """Counts in which so many rows are no longer ok, since later ones stand for them."""
+    reasons = {**counts.reasons, Reason.SUPERSEDED.value: superseded}
+    return Counts.of(counts.ok - superseded, reasons)
 
 
 def _first_finish(dataset: Folder, stage: str) -> str:

@@ -24,7 +24,7 @@ from laionkit.core.embeddings import (
 from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, one_line, sql_name, sql_text
 from laionkit.core.errors import InputError, LaionkitError
 from laionkit.core.files import Folder
-from laionkit.core.forgotten import FORGOTTEN, forgotten_content
+from laionkit.core.forgotten import forgotten_content, forgotten_files
 from laionkit.core.records import StageMade, StageRecords
 from laionkit.core.schemas import (
     METADATA,
@@ -58,9 +58,9 @@ class DatasetTable(Engine):
 
     `columns` maps each column to its DuckDB type, `origins` to where it comes from, `inputs` each
     source to the content of its files; `tar_bytes` is what the tars weigh that hold `tar_samples`
-    pictures. Samples that were taken down are not there. `memory_mb` bounds the engine, which
-    spills to disk above it; `timeout_s` bounds each query. With `guard`, the engine of a local
-    dataset can open no file but the dataset's from then on.
+    pictures. Samples that were taken down or superseded are not there. `memory_mb` bounds the
+    engine, which spills to disk above it; `timeout_s` bounds each query. With `guard`, the engine
+    of a local dataset can open no file but the dataset's from then on.
     """
 
     def __init__(
@@ -220,14 +220,14 @@ class DatasetTable(Engine):
         self._con.execute("SET lock_configuration = true")
 
     def _open_forgotten(self) -> str:
-        """The view of keys that were taken down; empty where none ever was."""
+        """The view of keys that were taken down or superseded; empty where none ever was."""
         content = forgotten_content(self.folder)
         if not content:
             return ""
         self.inputs["forgotten"] = content
-        path = self._path(FORGOTTEN)
-        self._files.add(path)
-        sql = f"SELECT key FROM read_parquet({sql_text(path)})"
+        paths = [self._path(path) for path in forgotten_files(self.folder)]
+        self._files.update(paths)
+        sql = f"SELECT key FROM read_parquet([{', '.join(map(sql_text, paths))}])"
         self._con.execute(f"CREATE VIEW laionkit_forgotten AS {sql}")
         return "laionkit_forgotten"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +23,7 @@ from laionkit.core.table import table
 from laionkit.ops.images import decode
 from laionkit.stages import fetch as stage
 from laionkit.stages.fetch import FetchConfig
+from laionkit.stages.forget import ForgetConfig, forget
 from laionkit.stages.metadata import MetadataConfig, metadata
 from tests.fault_server import FaultServer
 from tests.stages.shards import picture
@@ -223,6 +225,50 @@ def test_what_may_heal_is_tried_again_into_new_shards_under_its_key(tmp_path, se
     shown = laionkit("status", dataset).out
     assert "2 of 3 tries at lost links healed them" in shown
     assert "127.0.0.1" in shown
+
+
+def test_each_retry_tries_what_is_still_lost_and_nothing_twice(tmp_path, server):
+    lost = [f"{server.url}/first/500/{1 if i % 3 else 2}/again{i}" for i in range(21)]
+    dataset = make_dataset(tmp_path, [*urls_of(server, 8), *lost])
+    config = FetchConfig(**{**CALM, "retries": 0}, concurrency=1)
+    assert fetch(dataset, config).counts.ok == 8
+    again = config.model_copy(update={"retry": True})
+    for healed, left in ((14, 21), (7, 7)):
+        asked = server.requests.total()
+        assert fetch(dataset, again).notes == (
+            f"{healed} of {left} links tried again healed, into new shards",
+        )
+        assert server.requests.total() - asked == left + 1  # robots.txt
+    assert fetch(dataset, again).notes == ("0 of 0 links tried again healed, into new shards",)
+    found = table(dataset).filter("status = 'success'").order("key").fetchall()
+    assert [row[0] for row in found] == [f"{i // 10:05d}{i % 10}" for i in range(29)]
+
+
+def test_what_was_taken_down_before_it_was_fetched_is_not_asked_for(tmp_path, server):
+    dataset = make_dataset(tmp_path, urls_of(server, 12))
+    forget(dataset, ForgetConfig(where="caption = 'caption 7'"), runner=Runner(yes=True))
+    asked = server.requests["/img/7.jpg"]
+    report = fetch(dataset, FetchConfig(**CALM))
+    assert (report.counts.ok, report.counts.reasons) == (11, {"taken_down": 1})
+    assert server.requests["/img/7.jpg"] == asked
+    lost = rows_of(dataset).filter(pc.field("reason") == "taken_down")
+    assert lost.column("key").to_pylist() == ["000007"]
+    assert len(table(dataset).fetchall()) == 11
+
+
+def test_of_a_picture_that_changed_before_it_was_read_the_later_row_alone_counts(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.jpg").write_bytes(picture(i))
+    dataset = str(tmp_path / "data")
+    metadata([str(folder)], dataset, MetadataConfig(shard_size=10))
+    (folder / "1.jpg").write_bytes(picture(9, 50, 60))
+    metadata([str(folder)], dataset, MetadataConfig(shard_size=10))
+    report = fetch(dataset, FetchConfig(image_size=32))
+    assert (report.counts.ok, report.counts.reasons) == (3, {"superseded": 1})
+    found = table(dataset).order("key").project("key, status").fetchall()
+    assert found == [("000000", "success"), ("000002", "success"), ("000010", "success")]
 
 
 def test_real_photographs_pass_through(tmp_path, real_data):

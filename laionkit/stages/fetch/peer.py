@@ -16,8 +16,9 @@ from laionkit.core.worklist import WorkList
 from laionkit.ops.stored_image import Found
 from laionkit.stages.fetch.agent import AGENT_TOKEN
 from laionkit.stages.fetch.config import FetchConfig
+from laionkit.stages.fetch.hidden import Hidden
 from laionkit.stages.fetch.job import Job, make_job
-from laionkit.stages.fetch.retry import RetryPlan
+from laionkit.stages.fetch.retry import Earlier, RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
 from laionkit.stages.fetch.worker import read_rows
 
@@ -31,6 +32,7 @@ class PeerWorker:
         """Open the work list."""
         self.dataset, self.config, self.retry = Folder(dataset), config, retry
         self.work_list = WorkList.open(self.dataset)
+        self.hidden = Hidden(self.dataset)
 
     def __enter__(self) -> "PeerWorker":
         """Nothing is costly here."""
@@ -48,22 +50,24 @@ class PeerWorker:
     def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
         """Run img2dataset on each shard's links and write what it made as our shard."""
         for name in shards:
-            rows, was_lost_for = read_rows(self.dataset, self.work_list, self.retry, name)
+            rows, earlier = read_rows(self.dataset, self.work_list, self.retry, name)
             if "url" not in rows.column_names:
                 raise InputError(f"{self.dataset}: img2dataset needs links; these are files")
-            yield self._shard(name, rows, was_lost_for)
+            yield self._shard(name, rows, earlier)
 
-    def _shard(self, name: str, rows: pa.Table, was_lost_for: list[str] | None) -> Outcome:
+    def _shard(self, name: str, rows: pa.Table, earlier: Earlier | None) -> Outcome:
         under_way = ShardUnderWay(
             name,
             rows,
             self.dataset,
             self.config.encode_format,
-            was_lost_for=was_lost_for,
+            earlier=earlier,
         )
-        asked = []
+        asked, hidden = [], self.hidden.of(rows)
         for index, url in enumerate(rows.column("url").to_pylist()):
-            job = make_job(under_way, index, url, None, self.config.allow_private)
+            job = hidden.get(index) or make_job(
+                under_way, index, url, None, self.config.allow_private
+            )
             if isinstance(job, Job):
                 asked.append(index)
             else:

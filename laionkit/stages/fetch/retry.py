@@ -1,30 +1,45 @@
 """`--retry`: which rows of finished shards are tried again, and into which new shards they go."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from laionkit.core.config import fingerprint
 from laionkit.core.files import Folder
 from laionkit.core.keys import KeyScheme
 from laionkit.core.progress import Counts
-from laionkit.core.records import ShardRecord, StageRecords
+from laionkit.core.records import StageRecords
 from laionkit.core.runner import Task
 from laionkit.core.schemas import EXTRA_FETCHED_COLUMNS, FETCHED_COLUMNS, SHARDS, Reason
 
-HEALED = "healed"
+# What the record of a new shard says: how many rows healed, and of which shards' they are.
+HEALED, HEALED_OF = "healed", "healed_of"
+_SHARD = "__laionkit_shard"
 _HEALING = [str(reason) for reason in Reason if reason.may_heal]
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of one finished shard: the table that holds them, and which."""
+    """Some of a finished shard's rows that may heal: `count` of them from the `first`-th on.
 
+    They are those of `table` lost for a reason that may heal, less those whose key is in one of
+    the tables `healed`, in order.
+    """
+
+    shard: str
     table: str
-    rows: NDArray[np.int64]
+    healed: tuple[str, ...]
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Of rows tried again: what each was lost for, and the shard that says so."""
+
+    reasons: list[str]
+    shards: list[str]
 
 
 @dataclass(frozen=True)
@@ -38,22 +53,24 @@ class RetryPlan:
         return [
             Task(
                 name,
-                {"retry": fingerprint({s.table: s.rows.tolist() for s in slices})},
-                sum(len(s.rows) for s in slices),
+                {"retry": fingerprint({s.table: [s.healed, s.first, s.count] for s in slices})},
+                sum(s.count for s in slices),
             )
             for name, slices in self.shards.items()
         ]
 
-    def read(self, dataset: Folder, name: str) -> tuple[pa.Table, list[str]]:
-        """The rows of a new shard as metadata wrote them, in key order, and their old reasons."""
+    def read(self, dataset: Folder, name: str) -> tuple[pa.Table, Earlier]:
+        """The rows of a new shard as metadata wrote them, in key order, and what they were."""
         found = {*FETCHED_COLUMNS, *EXTRA_FETCHED_COLUMNS} - {"key", "reason"}
         tables = []
         for part in self.shards[name]:
-            table = dataset.read_table(part.table)
-            carried = [column for column in table.column_names if column not in found]
-            tables.append(table.select(carried).take(pa.array(part.rows)))
+            rows = _failed_rows(dataset, part)
+            carried = [column for column in rows.column_names if column not in found]
+            shard = pa.array([part.shard] * len(rows), pa.string())
+            tables.append(rows.select(carried).append_column(_SHARD, shard))
         rows = pa.concat_tables(tables, promote_options="default").sort_by("key")
-        return rows.drop_columns(["reason"]), rows.column("reason").to_pylist()
+        earlier = Earlier(rows.column("reason").to_pylist(), rows.column(_SHARD).to_pylist())
+        return rows.drop_columns(["reason", _SHARD]), earlier
 
 
 def plan_retry(
@@ -61,19 +78,28 @@ def plan_retry(
 ) -> RetryPlan:
     """Plan to try again what may heal and has not healed yet, of this machine's part.
 
-    New shards are numbered after the highest one in use, `taken` among them.
+    Only records are read: a few numbers a shard are held, whatever it lost. New shards are numbered
+    after the highest one in use, `taken` among them.
     """
-    records = list(StageRecords(dataset, "fetch").all())
-    healed = pa.chunked_array(
-        [_keys(dataset, record) for record in records if HEALED in record.extra], pa.string()
-    )
-    parts = [
-        Slice(record.files["table"].path, rows)
-        for record in records
-        if HEALED not in record.extra and "metadata" in record.inputs and is_mine(record.shard)
-        if len(rows := _failed_rows(dataset, record, healed))
-    ]
-    numbers = _free_numbers(dataset, {*taken, *(r.shard for r in records)}, scheme, is_mine)
+    used = set(taken)
+    failed: dict[str, tuple[str, int]] = {}
+    healed: dict[str, list[tuple[str, int]]] = {}
+    for record in StageRecords(dataset, "fetch").all():
+        used.add(record.shard)
+        table = record.files["table"].path
+        if HEALED in record.extra:
+            for shard, count in record.extra.get(HEALED_OF, {}).items():
+                healed.setdefault(shard, []).append((table, count))
+        elif "metadata" in record.inputs and is_mine(record.shard):
+            lost = sum(record.counts.reasons.get(reason, 0) for reason in _HEALING)
+            failed[record.shard] = table, lost
+    parts = []
+    for shard, (table, lost) in failed.items():
+        later = healed.get(shard, [])
+        left = lost - sum(count for _, count in later)
+        if left > 0:
+            parts.append(Slice(shard, table, tuple(path for path, _ in later), 0, left))
+    numbers = _free_numbers(dataset, used, scheme, is_mine)
     return RetryPlan({next(numbers): slices for slices in _packed(parts, scheme.shard_size)})
 
 
@@ -91,22 +117,16 @@ def drop_empty(dataset: Folder, plan: RetryPlan) -> Counts:
     return tried
 
 
-def _keys(dataset: Folder, record: ShardRecord) -> pa.Array:
-    return dataset.read_table(record.files["table"].path, ["key"]).column("key").combine_chunks()
-
-
-def _failed_rows(
-    dataset: Folder, record: ShardRecord, healed: pa.ChunkedArray
-) -> NDArray[np.int64]:
-    if not any(record.counts.reasons.get(reason) for reason in _HEALING):
-        return np.empty(0, np.int64)
+def _failed_rows(dataset: Folder, part: Slice) -> pa.Table:
+    """The rows that a slice names."""
     import pyarrow.compute as pc  # each worker process would take 50 ms to load it for nothing
 
-    table = dataset.read_table(record.files["table"].path, ["key", "reason"])
-    failed = pc.is_in(table.column("reason"), value_set=pa.array(_HEALING))
-    again = pc.is_in(table.column("key"), value_set=healed.combine_chunks())
-    wanted = pc.and_(failed, pc.invert(again))
-    return np.flatnonzero(wanted.to_numpy()).astype(np.int64)
+    rows = dataset.read_table(part.table)
+    rows = rows.filter(pc.is_in(rows.column("reason"), value_set=pa.array(_HEALING)))
+    for path in part.healed:
+        keys = dataset.read_table(path, ["key"]).column("key").combine_chunks()
+        rows = rows.filter(pc.invert(pc.is_in(rows.column("key"), value_set=keys)))
+    return rows.slice(part.first, part.count)
 
 
 def _packed(parts: list[Slice], size: int) -> Iterator[list[Slice]]:
@@ -114,10 +134,11 @@ def _packed(parts: list[Slice], size: int) -> Iterator[list[Slice]]:
     pack: list[Slice] = []
     room = size
     for part in parts:
-        rows = part.rows
-        while len(rows):
-            pack.append(Slice(part.table, rows[:room]))
-            rows, room = rows[room:], room - min(room, len(rows))
+        first = 0
+        while first < part.count:
+            count = min(room, part.count - first)
+            pack.append(replace(part, first=first, count=count))
+            first, room = first + count, room - count
             if not room:
                 yield pack
                 pack, room = [], size

@@ -28,12 +28,21 @@ from laionkit.core.schemas import (
 from laionkit.core.shards import ShardWriter
 from laionkit.ops.stored_image import Found
 from laionkit.ops.urls import host_of
+from laionkit.stages.fetch.retry import HEALED, HEALED_OF, Earlier
 
 # Rows turned into Python objects at a time.
 _BATCH_ROWS = 500
 # Servers that a record names; status sums them up over shards.
 WORST_HOSTS = 20
-_NOBODY_ASKED = frozenset({Reason.MISSING_URL, Reason.MALFORMED_URL, Reason.SCHEME_REFUSED})
+_NOBODY_ASKED = frozenset(
+    {
+        Reason.MISSING_URL,
+        Reason.MALFORMED_URL,
+        Reason.SCHEME_REFUSED,
+        Reason.TAKEN_DOWN,
+        Reason.SUPERSEDED,
+    }
+)
 _LAST_CARRIED = ("caption", "url")
 
 
@@ -47,8 +56,7 @@ class _Place:
 class ShardUnderWay:
     """A shard's rows (as metadata wrote them, with `key`) and what became of each so far.
 
-    Rows that are tried again come with the reasons they were lost for: of them only what healed
-    is written.
+    Rows that are tried again come with what they were: of them only what healed is written.
     """
 
     name: str
@@ -56,7 +64,7 @@ class ShardUnderWay:
     dataset: Folder
     extension: str
     extra_columns: tuple[str, ...] = ("opt_out",)
-    was_lost_for: list[str] | None = None
+    earlier: Earlier | None = None
     started: float = field(default_factory=time.time)
 
     left: int = field(init=False)
@@ -95,7 +103,7 @@ class ShardUnderWay:
 
     def write(self) -> Outcome:
         """Write tar, parquet and statistics, and return what the record needs."""
-        again = self.was_lost_for is not None
+        again = self.earlier is not None
         kept = [i for i in range(self.rows.num_rows) if not again or self._is_ok(i)]
         rows = self.rows.take(pa.array(kept, pa.int64())) if again else self.rows
         table = self._table(rows, [self._result(i) for i in kept])
@@ -112,11 +120,12 @@ class ShardUnderWay:
             "asked_s": round(sum(found.asked_s for found in results), 3),
             "worst_hosts": self._worst_hosts(),
         }
-        if self.was_lost_for is not None:
-            was = [self.was_lost_for[i] for i in kept]
+        if self.earlier is not None:
+            was = Counter(self.earlier.reasons[i] for i in kept)
+            of = Counter(self.earlier.shards[i] for i in kept)
             still = Counter(str(found.reason) for found in results if found.reason is not None)
-            extra |= {"tried": self.rows.num_rows, "healed": len(kept)}
-            extra |= {"healed_from": dict(Counter(was)), "still_lost": dict(still)}
+            extra |= {"tried": self.rows.num_rows, HEALED: len(kept), HEALED_OF: dict(of)}
+            extra |= {"healed_from": dict(was), "still_lost": dict(still)}
         seconds = time.time() - self.started
         return Outcome(self.name, counts, files, seconds=seconds, extra=extra)
 

@@ -23,10 +23,11 @@ from laionkit.core.worklist import WorkList
 from laionkit.ops.stored_image import ImageMaker
 from laionkit.stages.fetch.agent import user_agent
 from laionkit.stages.fetch.config import FetchConfig
+from laionkit.stages.fetch.hidden import Hidden
 from laionkit.stages.fetch.job import Job, make_job
 from laionkit.stages.fetch.policy import make_policy
 from laionkit.stages.fetch.pump import Pump, PumpLimits
-from laionkit.stages.fetch.retry import RetryPlan
+from laionkit.stages.fetch.retry import Earlier, RetryPlan
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 MOST_SHARDS_IN_FLIGHT = 4
@@ -59,6 +60,7 @@ class FetchWorker:
         self.sample = sample
         self.dataset, self.config, self.retry, self.site = Folder(dataset), config, retry, site
         self.work_list = WorkList.open(self.dataset)
+        self.hidden = Hidden(self.dataset)
         self.under_way: dict[str, ShardUnderWay] = {}
         self.inbox: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         maker = image_maker(config)
@@ -131,31 +133,34 @@ class FetchWorker:
             self.site.report(SamplesDone("fetch", counts, news.bytes_in, news.hosts))
 
     def _begin(self, name: str) -> None:
-        output, was_lost_for = self.dataset, None
+        output, earlier = self.dataset, None
         if self.sample is not None:
             rows, output = self.sample.rows, self.sample.output
         else:
-            rows, was_lost_for = read_rows(self.dataset, self.work_list, self.retry, name)
+            rows, earlier = read_rows(self.dataset, self.work_list, self.retry, name)
         under_way = ShardUnderWay(
             name,
             rows,
             output,
             self.config.encode_format,
             (*self.extra, "opt_out"),
-            was_lost_for,
+            earlier,
         )
         self.under_way[name] = under_way
         jobs: list[Job] = []
         links, paths = _values(rows, "url"), _values(rows, "path")
         hashes, boxes = self._expected(rows), _values(rows, self.config.bbox_column)
+        hidden = self.hidden.of(rows)
         for index in range(rows.num_rows):
-            job = make_job(under_way, index, links[index], paths[index], self.config.allow_private)
+            job = hidden.get(index) or make_job(
+                under_way, index, links[index], paths[index], self.config.allow_private
+            )
             if isinstance(job, Job):
                 job.expected, job.boxes = hashes[index], boxes[index]
                 jobs.append(job)
             else:
                 under_way.finish_row(index, job)
-        if was_lost_for is not None:
+        if earlier is not None:
             # Were the links that fail again always asked for first, they would park their host
             # each time, and those behind them would never have their turn.
             random.shuffle(jobs)
@@ -197,8 +202,8 @@ class FetchWorker:
 
 def read_rows(
     dataset: Folder, work_list: WorkList, retry: RetryPlan | None, name: str
-) -> tuple[pa.Table, list[str] | None]:
-    """A shard's rows, and for those tried again the reasons they were lost for."""
+) -> tuple[pa.Table, Earlier | None]:
+    """A shard's rows, and for those tried again what they were."""
     return retry.read(dataset, name) if retry else (work_list.read(name), None)
 
 

@@ -20,11 +20,13 @@ from laionkit.core.progress import Counts, StageEnded, StageStarted
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.schemas import METADATA, RECORDS, SHARD_RECORDS
+from laionkit.core.status import without_superseded
 from laionkit.core.worklist import PART_ROLE, unfinished_batches
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.inspection import Inspection, inspect
 from laionkit.stages.metadata.plan import Plan, check_filters
 from laionkit.stages.metadata.reading import Reader, Run, Start
+from laionkit.stages.metadata.rerun import Changes, forget_unfinished, look_again
 from laionkit.stages.metadata.scratch import SCRATCH
 
 # What metadata/ holds of ours; anything else there is left alone.
@@ -58,14 +60,16 @@ def metadata(
     _clear_unfinished(records)
     settled = runner.begin(records, config, auto={"shard_digits": plan.digits_needed(config)})
     made = list(records.all())
-    done = [record for record in made if record.inputs == plan.identities]
-    if done:
-        return _report(records, made, len(made), started)
-    if made:
-        _require_append(folder, plan, config, made)
-    notes = plan.notes()
+    changes = look_again(folder, plan)
+    notes = (*plan.notes(), *filter(None, [changes.note()]))
     for note in notes:
         runner.note(METADATA, note)
+    if made:
+        is_same = any(record.inputs == plan.identities for record in made)
+        if changes.any or not is_same:
+            _require_append(folder, plan, config, made)
+        if not changes.any and (is_same or set(plan.identities) == plan.pictures):
+            return _report(records, made, len(made), started, notes)
     runner.progress.emit(StageStarted(METADATA, len(plan.tables), 0, plan.total()))
     try:
         run = Reader(folder, plan, settled, runner, _start(folder, made)).run()
@@ -74,8 +78,9 @@ def metadata(
         raise
     if settled.keep_keys:
         _require_unique(folder, settled, run, made)
-    seconds = time.monotonic() - started
-    _commit(records, settled, plan, run, _start(folder, made), seconds)
+    start, seconds = _start(folder, made), time.monotonic() - started
+    changes.write(folder, start.batch)
+    _commit(records, settled, plan, run, changes, start, seconds)
     runner.progress.emit(StageEnded(METADATA, run.counts, seconds))
     notes += _notes_of(run, settled)
     for note in _notes_of(run, settled):
@@ -103,7 +108,9 @@ def _clear_unfinished(records: StageRecords) -> None:
         records.folder.remove(f"{record.shard}.json")
     if len(lost) == len(made):
         records.folder.remove("_stage.json")
-    kept = {e.path for record in made if record not in lost for e in record.files.values()}
+    whole = [record for record in made if record not in lost]
+    forget_unfinished(records.dataset, {record.extra["batch"] for record in whole})
+    kept = {entry.path for record in whole for entry in record.files.values()}
     for name in records.dataset.names(METADATA):
         if _OURS.fullmatch(name) and f"{METADATA}/{name}" not in kept:
             records.dataset.remove(f"{METADATA}/{name}")
@@ -173,6 +180,7 @@ def _commit(
     config: MetadataConfig,
     plan: Plan,
     run: Run,
+    changes: Changes,
     start: Start,
     seconds: float,
 ) -> None:
@@ -190,6 +198,7 @@ def _commit(
         if i == 0:
             sets = {r.set_name for r in plan.readings}
             extra |= {"sets": sorted(sets), "kept_null": run.kept_null, "joined": run.matched}
+            extra |= {"superseded": len(changes.superseded)}
             if run.ledger is not None:
                 files["dropped"] = FileEntry.of(run.ledger)
         records.commit(
@@ -226,13 +235,14 @@ def _report(
     started: float,
     notes: tuple[str, ...] = (),
 ) -> StageReport:
-    counts = Counts()
+    counts, superseded = Counts(), 0
     for record in made:
         counts = counts + record.counts
+        superseded += record.extra.get("superseded", 0)
     return StageReport(
         stage=METADATA,
         dataset=records.dataset.url,
-        counts=counts,
+        counts=without_superseded(counts, superseded),
         shards=len(made),
         skipped=skipped,
         seconds=round(time.monotonic() - started, 3),

@@ -71,7 +71,8 @@ class MetadataConfig(StageConfig):
     ledger: Literal["full", "counts"] = "full"
     """full: every dropped row with its reason in metadata/dropped.parquet; counts: numbers only."""
     append: Effort[bool] = False
-    """Add the sources to the work list that is there, as new shards, without the links it has."""
+    """Add the sources to the work list that is there, as new shards, without the links it has.
+    A folder of pictures that is there needs no asking: what is new or has changed is added."""
     download: Effort[str] = ""
     """Keep remote sources as files in this folder: resumed after a cut, size and checksum
     verified; then read from there."""

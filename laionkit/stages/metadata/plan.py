@@ -75,7 +75,7 @@ class Plan:
             else:
                 table = PictureTable(source)
                 tables.append(table)
-                identities[source.name] = fingerprint(table.listing())
+                identities[source.name] = fingerprint(table.states().to_pydict())
                 pictures.add(source.name)
         readings = [read_as(table, config) for table in tables]
         schema = _output_schema(tables, readings)

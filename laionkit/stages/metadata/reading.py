@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from laionkit.core.files import Folder, Written
 from laionkit.core.keys import KeyScheme
@@ -133,7 +134,7 @@ class Reader:
             with WorkList.open(self.folder) as work:
                 for shard in work.shards():
                     wanted = ["url", "path", "path_stamp", "caption", "hash"]
-                    order.add_existing(work.read(shard, wanted))
+                    order.add_existing(_without_pictures(work.read(shard, wanted)))
         return order
 
     def _read_sources(self, engine: "LinkEngine") -> str:
@@ -236,6 +237,13 @@ class Reader:
     def _note_nulls(self, kept_null: dict[str, int]) -> None:
         for name, count in kept_null.items():
             self.kept_null[name] = self.kept_null.get(name, 0) + count
+
+
+def _without_pictures(rows: pa.Table) -> pa.Table:
+    """Rows but for those of picture folders, which are compared picture by picture (rerun.py)."""
+    if "path_stamp" not in rows.column_names:
+        return rows
+    return rows.filter(pc.is_null(rows["path_stamp"]))
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -83,6 +83,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes where other work keeps the cores busy
 @pytest.mark.parametrize("ledger", ["full", "counts"])
 def test_killed_often_and_resumed_gives_the_same_bytes(tmp_path, ledger):
     kill_and_resume(tmp_path, 10, MetadataConfig(**CHOSEN, ledger=ledger))
