@@ -79,11 +79,11 @@ def query(
     if how.json:
         show.as_json(found.as_json())
     else:
-        _show(found, explain)
+        _show(found, config, explain)
 
 
-def _show(found: "Found", explain: bool) -> None:
-    show_search.hits(found.table)
+def _show(found: "Found", config: QueryConfig, explain: bool) -> None:
+    show_search.hits(found.table, " ".join([config.where or "", *config.boost]))
     if explain:
         show_search.plan(found.plan)
 
@@ -94,6 +94,6 @@ def _prompt(dataset: str, config: QueryConfig, how: HowToRun, explain: bool) -> 
     show.console.print("A text a line; an empty line ends.", style="dim")
     while text := show.console.input("[bold]query>[/bold] ").strip():
         try:
-            _show(answer(searcher, config, text), explain)
+            _show(answer(searcher, config, text), config, explain)
         except LaionkitError as error:
             show.console.print(str(error), style="red", markup=False)

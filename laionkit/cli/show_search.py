@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -18,29 +19,58 @@ if TYPE_CHECKING:
 
 _NAMED = ("key", "match", "caption", "url", "shard", "row")
 _MIB = 2**20
+_CAPTION = 20
 _NOTES = (
     "every matching row's float16 vector is scored",
     "the nearest lists' codes are scored, the best again as float16",
 )
 
 
-def hits(found: pa.Table) -> None:
-    """Print hits, best first: key, match, scores and caption; below it shard:row and url."""
+def hits(found: pa.Table, asked: str = "") -> None:
+    """Print hits, best first: key, match, scores and caption; below it shard:row and url.
+
+    Scores that do not fit beside a caption are named below the table; those that were `asked`
+    for, in a filter or a wish, are the last to go.
+    """
     if not found.num_rows:
         console.print("no hits")
         return
-    numbers = ["match", *(name for name in found.column_names if name not in _NAMED)]
+    scores = [name for name in found.column_names if name not in _NAMED]
+    shown = _fitting(found, scores, asked)
+    numbers = ["match", *shown]
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     grid.add_column("key", no_wrap=True)
     for name in numbers:
         grid.add_column(name.replace("_", "_\n"), justify="right", overflow="fold")
-    grid.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
+    grid.add_column("caption", no_wrap=True, overflow="ellipsis", ratio=1, min_width=_CAPTION)
     for hit in found.to_pylist():
         place = f"{hit['shard']}:{hit['row']}" if isinstance(hit["shard"], str) else ""
         below = " ".join(filter(None, [place, _plain(hit["url"])]))
         about = Text(_plain(hit["caption"])).append("\n" + below if below else "", "dim")
         grid.add_row(Text(_plain(hit["key"])), *(_number(hit[name]) for name in numbers), about)
     console.print(grid)
+    if left_out := [name for name in scores if name not in shown]:
+        names = ", ".join(map(_plain, left_out))
+        console.print(f"too wide to show beside: {names} (--json has all)", markup=False)
+
+
+def _fitting(found: pa.Table, scores: list[str], asked: str) -> list[str]:
+    """The scores that fit on the console beside key, match and caption, in the table's order."""
+    words = set(re.findall(r"\w+", asked))
+    room = console.width - _width(found, "key") - _width(found, "match") - _CAPTION
+    kept = set()
+    for name in sorted(scores, key=lambda name: name not in words):
+        room -= _width(found, name)
+        if room < 0:
+            break
+        kept.add(name)
+    return [name for name in scores if name in kept]
+
+
+def _width(found: pa.Table, name: str) -> int:
+    """What a column takes, with the space and the divider beside it."""
+    cells = (_plain(v) if isinstance(v, str) else _number(v) for v in found[name].to_pylist())
+    return max(*map(len, cells), *map(len, re.findall("[^_]+_?", name))) + 3
 
 
 def _plain(text: object) -> str:

@@ -140,8 +140,11 @@ class StageRecords:
     ) -> str:
         was = ", ".join(f"{name}={old!r}" for name, (old, _) in differs.items())
         now = ", ".join(f"{name}={new!r}" for name, (_, new) in differs.items())
-        flags = [_flag(name, old) for name, (old, _) in differs.items() if name in settings]
-        keep = f"add {' '.join(flags)}" if flags else "give it what it was made with"
+        known = {name: old for name, (old, _) in differs.items() if name in settings}
+        flags = " ".join(_flag(name, old) for name, old in known.items() if old is not None)
+        left_out = " ".join(_flag(name, "") for name, old in known.items() if old is None)
+        steps = [flags and f"add {flags}", left_out and f"leave out {left_out}"]
+        keep = ", ".join(filter(None, steps)) or "give it what it was made with"
         return (
             f"{self.stage} in {self.dataset} was made with {was}; this run has {now}. "
             f"Keep it: {keep}. Start over: --fresh (what is there is moved aside).{command}"
@@ -168,6 +171,14 @@ class StageRecords:
         for record in self.all():
             total = total + record.counts
         return total
+
+    def withdraw(self) -> None:
+        """Forget what output was to be made with, where no shard was ever finished with it.
+
+        For stages that one process alone works on: another may have begun with it otherwise.
+        """
+        if self.made() is not None and not self.names():
+            self.folder.remove(STAGE_FILE)
 
     def finished(self, shard: str, inputs: Mapping[str, str]) -> ShardRecord | None:
         """The record of `shard` where it was made from exactly these inputs, else None."""
@@ -245,4 +256,4 @@ def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return flag if value else f"--no-{flag[2:]}"
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{flag} {text!r}" if " " in text else f"{flag} {text}"
+    return f"{flag} {text!r}" if " " in text else f"{flag} {text}".rstrip()

@@ -18,6 +18,7 @@ from laionkit.backends import knn, knn_build
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
+from laionkit.search.heap import give_back_heap
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.nearest import Asked
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
@@ -124,6 +125,7 @@ def build_segment(
     order = kept
     if shape.lists:
         order = _write_lists(dataset, base, source, kept, shape, built)
+        give_back_heap()
     else:
         with dataset.create(base + VECTORS) as file:
             halves = (block.half for block in source.blocks(kept))

@@ -25,7 +25,6 @@ from laionkit.search.source import HALVES, JUDGE
 from laionkit.search.tuning import CORRELATIONS, simulated_filter
 
 _BLOCK_ROWS = 32_768
-_SCORES = 2**28  # cosines held at a time: 1 GiB
 
 
 class Cell(BaseModel):
@@ -101,13 +100,18 @@ def evaluate(
     selectivities: Sequence[float] = SELECTIVITIES,
     correlations: Sequence[float] = CORRELATIONS,
     seed: int = 0,
+    memory_mib: int = 2048,
 ) -> list[Cell]:
-    """Measure recall@k for queries by kind (``texts``, ``images``)."""
+    """Measure recall@k for queries by kind (``texts``, ``images``).
+
+    Cosines take a quarter of `memory_mib`, or what one query's take, four bytes a row; a filter
+    takes some thirty bytes a row beside them.
+    """
     cells = []
     for kind, asked in queries.items():
         filters = [(s, c) for s in selectivities for c in (correlations if s < 1 else (0.0,))]
         found: dict[tuple[float, float], list[_Found]] = {one: [] for one in filters}
-        for query, row, scores in _scored(searcher, asked):
+        for query, row, scores in _scored(searcher, asked, memory_mib * 2**18):
             rng = np.random.default_rng((seed, len(found[filters[0]])))
             for one in filters:
                 found[one].append(_one(searcher, query, row, scores, k, one, rng))
@@ -116,11 +120,11 @@ def evaluate(
 
 
 def _scored(
-    searcher: Searcher, asked: Queries
+    searcher: Searcher, asked: Queries, most_bytes: int
 ) -> Iterator[tuple[NDArray[np.float32], int, NDArray[np.float32]]]:
     """Every query with its row and its cosine with every row of the index, [N]."""
     total = sum(segment.count for segment in searcher.segments)
-    step = max(1, _SCORES // max(1, total))
+    step = max(1, most_bytes // (4 * max(1, total)))
     for start in range(0, len(asked.rows_Q), step):
         vectors = asked.vectors_QD[start : start + step]
         scores = exact_scores(searcher, vectors)

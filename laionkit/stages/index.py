@@ -65,6 +65,7 @@ def index(
     dataset: str, config: IndexConfig = IndexConfig(), *, runner: Runner = Runner()
 ) -> StageReport:
     """Index every finished shard of a model's embeddings."""
+    from laionkit.search.layout import index_folder, read_pointer
     from laionkit.search.scores import lay_out_scores
     from laionkit.search.writer import IndexWriter
 
@@ -77,6 +78,8 @@ def index(
         raise InputError(f"{folder}: the embeddings of {model} have no rows: nothing to index")
     records = StageRecords(folder, f"{INDEX}/{model}")
     named = config.model_copy(update={"as_name": model})
+    if read_pointer(index_folder(folder, model)) is None:
+        records.withdraw()  # by a build that failed, so that a corrected one may differ
     settled = runner.begin(records, named, facts=_identity(facts))
     writer = IndexWriter(folder, model, facts, functools.partial(_shape, settled))
     if writer.pointer() is not None and not records.names():
@@ -156,7 +159,8 @@ def _evaluate(
     searcher = Searcher(dataset.url, model)
     texts = source.sample_texts(config.evaluate, config.seed, JUDGE)
     images = draw_rows(searcher, config.evaluate, config.seed)
-    cells = evaluate(searcher, {"texts": Queries.of_texts(texts), "images": images})
+    asked = {"texts": Queries.of_texts(texts), "images": images}
+    cells = evaluate(searcher, asked, memory_mib=config.memory_mib)
     first = searcher.segments[0].info.name
     found = Evaluation(segment=first, rows=searcher.count, k=K, cells=tuple(cells))
     value = found.model_dump(mode="json")

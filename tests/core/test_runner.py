@@ -26,6 +26,15 @@ class CopyConfig(StageConfig):
     """How often to try."""
 
 
+class Optional(StageConfig):
+    """A toy config with a setting that may be left out."""
+
+    lists: int | None = None
+    """How many, if it matters."""
+    depth: int = 3
+    """How deep."""
+
+
 class CopyWorker:
     """Writes one file a shard; misbehaves on the shards it is told to, once or always."""
 
@@ -131,6 +140,12 @@ def test_another_config_is_stale_output_that_names_the_flag_that_keeps_it(tmp_pa
     run_copy(tmp_path, Runner())
     with pytest.raises(StaleOutput, match=r"made with text='hello'.*--text hello.*--fresh"):
         run_copy(tmp_path, Runner(), text="bye")
+
+
+def test_what_was_made_without_a_flag_is_kept_by_leaving_it_out(tmp_path):
+    StageRecords(Folder(tmp_path), "copy").begin(Optional())
+    with pytest.raises(StaleOutput, match=r"Keep it: add --depth 3, leave out --lists\. Start"):
+        StageRecords(Folder(tmp_path), "copy").begin(Optional(lists=5, depth=4))
 
 
 def test_effort_is_never_compared(tmp_path):

@@ -48,6 +48,20 @@ def test_small_is_exact_and_large_has_lists(dataset):
     assert described["pending rows"] == 0
 
 
+def test_a_build_that_failed_binds_nobody_to_its_settings(dataset):
+    path = dataset / "embeddings/toy/img_emb/img_emb_00001.npy"
+    kept = path.read_bytes()
+    broken = np.load(path)
+    broken[3] = 0
+    np.save(path, broken)
+    with pytest.raises(InputError, match="row 3 holds only zeros"):
+        index(str(dataset), IndexConfig(kind="ivf", lists=8))
+    path.write_bytes(kept)
+    index(str(dataset), IndexConfig(kind="exact"))
+    with pytest.raises(StaleOutput, match="kind='exact'"):
+        index(str(dataset), IndexConfig(kind="ivf"))
+
+
 def test_new_shards_are_found_after_another_run(dataset):
     index(str(dataset))
     fresh = clustered(50, 16, seed=9)
