@@ -143,7 +143,7 @@ class FaultServer:
         """/first/STATUS/N/ID: STATUS for the first N requests, then the picture."""
         status, times, _ = rest.split("/")
         if self.requests[f"/first/{rest}"] <= int(times):
-            self.send(writer, int(status), b"", "Retry-After: 1")
+            self.send(writer, int(status), b"", *(["Retry-After: 1"] if status == "503" else []))
         else:
             await self.on_ok(writer, "")
 
