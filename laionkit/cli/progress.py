@@ -5,9 +5,9 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from laionkit.core.progress import (
     Event,
@@ -102,7 +103,7 @@ class Tally:
         return max(0, self.started.samples - self.seen) / self.rate()
 
     def text(self) -> str:
-        """Rate, success, GPU, bandwidth, the commonest reason, the worst host: a few words."""
+        """Rate, success, GPU, bandwidth: a few words."""
         parts = [f"{self.rate():,.0f}/s"]
         if self.seen:
             parts.append(f"{100 * self.ok / self.seen:.1f}% ok")
@@ -110,13 +111,26 @@ class Tally:
             parts.append(f"GPU {self.gpu:.0%}")
         if self.bytes_in:
             parts.append(f"{self.mbps():.1f} Mbps")
-        if self.reasons:
-            reason, n = self.reasons.most_common(1)[0]
-            parts.append(f"{reason} {n:,}")
-        if self.hosts:
-            host, n = self.hosts.most_common(1)[0]
-            parts.append(f"{host} lost {n:,}")
         return " · ".join(parts)
+
+    def lost(self) -> str:
+        """The commonest reasons and the worst hosts, each with its losses; empty without any."""
+        if not self.reasons:
+            return ""
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.reasons.most_common(3))
+        hosts = ", ".join(f"{host} {n:,}" for host, n in self.hosts.most_common(2))
+        return f"lost {reasons}" + (f" · at {hosts}" if hosts else "")
+
+
+class _Lines(Progress):
+    """A bar with lines of words below it: beside it they would push it off a narrow terminal."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then what it says in words."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            for words in filter(None, task.fields["words"]):
+                yield Text(f"  {words}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class Bars:
@@ -138,26 +152,31 @@ class Bars:
             self._draw()
         elif isinstance(event, Note):
             style = "yellow" if event.level >= logging.WARNING else "dim"
-            self.console.print(f"{event.stage}: {event.text}", style=style, highlight=False)
+            self.console.print(
+                f"{event.stage}: {event.text}",
+                style=style,
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
         elif isinstance(event, StageEnded):
             self._end()
 
     def _begin(self, event: StageStarted) -> None:
         self._end()
         self.tally = Tally(event)
-        self.progress = Progress(
+        self.progress = _Lines(
             SpinnerColumn(),
             TextColumn("{task.description:>10}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("shards"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
             console=self.console,
             transient=True,
         )
         self.task = self.progress.add_task(
-            event.stage, total=event.shards or None, completed=event.done, text=""
+            event.stage, total=event.shards or None, completed=event.done, words=()
         )
         self.progress.start()
 
@@ -168,7 +187,8 @@ class Bars:
         if started.samples and tally.streams_samples:
             share = min(1.0, tally.seen / started.samples)
             completed = started.done + share * (started.shards - started.done)
-        self.progress.update(self.task, completed=round(completed, 2), text=tally.text())
+        words = tally.text(), tally.lost()
+        self.progress.update(self.task, completed=round(completed, 2), words=words)
 
     def _end(self) -> None:
         if self.progress is not None:

@@ -1,12 +1,20 @@
 """What a running stage shows: rate, time to go, the GPU, reasons."""
 
 import json
+import re
 import time
 
 import pytest
 
-from laionkit.cli.progress import JsonLines, Tally
-from laionkit.core.progress import Counts, SamplesDone, ShardDone, StageStarted
+from laionkit.cli.progress import Bars, JsonLines, Tally
+from laionkit.core.progress import (
+    Counts,
+    Note,
+    SamplesDone,
+    ShardDone,
+    StageEnded,
+    StageStarted,
+)
 from laionkit.core.runner import Runner
 from laionkit.stages.embed import EmbedConfig, embed
 from tests.stages.shards import shard_of, write_shards
@@ -23,9 +31,29 @@ def test_a_tally_tells_rate_time_to_go_gpu_and_reason():
     tally.take(done(90, gpu=0.98, decode_failed=8, not_an_image=2))
     assert tally.rate() == pytest.approx(10, rel=0.01)
     assert tally.eta_s() == pytest.approx(30, rel=0.01)
-    assert tally.text() == "10/s · 90.0% ok · GPU 98% · decode_failed 8"
+    assert tally.text() == "10/s · 90.0% ok · GPU 98%"
+    assert tally.lost() == "lost 8 decode_failed, 2 not_an_image"
     tally.take(ShardDone("embed/m", "00000", Counts.of(90, {"decode_failed": 10}), 1.0))
     assert tally.seen == 100
+
+
+def test_on_a_narrow_terminal_the_bar_its_end_and_the_losses_are_all_there(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    bars = Bars()
+    bars.emit(StageStarted("fetch", shards=40, done=10, samples=300))
+    lost = {"http_server_error": 1234, "http_not_found": 77, "timeout": 9}
+    hosts = {"a-long-name.of-a-server.example": 1200, "b.example": 120}
+    bars.emit(SamplesDone("fetch", Counts.of(100, lost), 5_000_000, hosts))
+    bars.emit(Note("fetch", "no [server] answers: " + "waiting " * 12))
+    assert bars.progress is not None
+    bars.progress.refresh()
+    bars.emit(StageEnded("fetch", Counts(), 1.0))
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().err)
+    assert "40/40 shards" in shown
+    assert "7.0% ok" in shown
+    assert "lost 1,234 http_server_error, 77 http_not_found, 9 timeout · at a-long" in shown
+    assert "no [server] answers" in shown
 
 
 def test_nothing_is_said_that_nobody_knows():

@@ -324,8 +324,10 @@ def test_the_run_tells_rate_bandwidth_time_left_reasons_and_worst_hosts(tmp_path
     assert tally.hosts == {"127.0.0.1": 1, "localhost": 1}
     assert tally.mbps() > 0
     assert tally.eta_s() == 0
-    for word in ("/s", "81.8% ok", "Mbps", " lost 1"):
+    for word in ("/s", "81.8% ok", "Mbps"):
         assert word in tally.text()
+    for word in ("1 http_not_found", "1 connect_failed", "127.0.0.1 1", "localhost 1"):
+        assert word in tally.lost()
 
 
 class Seen:

@@ -218,13 +218,15 @@ def _commit(
 
 def _notes_of(run: Run, config: MetadataConfig) -> tuple[str, ...]:
     notes = [
-        f"{count} rows were kept though a filter asks {name}, which is null there (or: --null drop)"
+        f"{name} is null in {count:,} rows, which a filter that asks it lets pass (or: --null drop)"
         for name, count in sorted(run.kept_null.items())
     ]
     if run.matched is not None:
-        notes.append(f"--join {config.join}: {run.matched} rows matched by {config.on}")
+        notes.append(f"--join {config.join}: {run.matched:,} rows matched by {config.on}")
     if run.unread:
         notes.append(run.unread)
+    if run.counts.seen and not run.counts.ok:
+        notes.append("no row is left: nothing can be fetched of this")
     return tuple(notes)
 
 

@@ -73,7 +73,7 @@ def test_each_and_term_is_a_reason_with_the_value_seen(tmp_path):
         (6, "malformed_url", None),
     ]
     assert report.counts.adds_up()
-    assert any("1 rows were kept though a filter asks similarity" in n for n in report.notes)
+    assert any("similarity is null in 1 rows" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(("null", "kept"), [("auto", 1), ("keep", 3), ("drop", 0)])

@@ -322,3 +322,10 @@ def test_inspect_says_what_is_there_and_touches_nothing(tmp_path):
     assert columns["punsafe"].nulls == 5
     assert sorted(tmp_path.rglob("*")) == before
     assert inspect([str(write(tmp_path, "csv"))]).sources[0].rows is None
+
+
+def test_a_list_without_a_single_link_is_said(tmp_path):
+    (tmp_path / "notes.txt").write_text("no link\nnone here\n")
+    report = metadata([str(tmp_path / "notes.txt")], str(tmp_path / "d"))
+    assert report.counts.reasons == {"malformed_url": 2}
+    assert "no row is left: nothing can be fetched of this" in report.notes
