@@ -39,9 +39,15 @@ class _Place:
 class WorkList:
     """A dataset's links, shard by shard. Reading is safe from several threads."""
 
-    def __init__(self, dataset: Folder, scheme: KeyScheme, places: dict[str, _Place]) -> None:
-        """Hold what `open` found."""
-        self.dataset, self.scheme, self._places = dataset, scheme, places
+    def __init__(
+        self,
+        dataset: Folder,
+        scheme: KeyScheme,
+        places: dict[str, _Place],
+        columns: frozenset[str],
+    ) -> None:
+        """Hold what `open` found; `columns` are those of all parts."""
+        self.dataset, self.scheme, self._places, self.columns = dataset, scheme, places, columns
         self._lock = threading.Lock()
         self._open: tuple[str, BinaryIO, pq.ParquetFile] | None = None
 
@@ -56,10 +62,10 @@ class WorkList:
             found = list(pool.map(lambda record: _read_part(dataset, record), records))
         scheme = found[0][0]
         places: dict[str, _Place] = {}
-        for _, first_shard, part in found:
+        for _, first_shard, part, _ in found:
             for i, place in enumerate(part):
                 places[scheme.shard_name(first_shard + i)] = place
-        return cls(dataset, scheme, places)
+        return cls(dataset, scheme, places, frozenset().union(*(names for *_, names in found)))
 
     def shards(self) -> list[str]:
         """Names of all shards, in order."""
@@ -131,7 +137,9 @@ def unfinished_batches(records: list[ShardRecord]) -> list[ShardRecord]:
     ]
 
 
-def _read_part(dataset: Folder, record: ShardRecord) -> tuple[KeyScheme, int, list[_Place]]:
+def _read_part(
+    dataset: Folder, record: ShardRecord
+) -> tuple[KeyScheme, int, list[_Place], list[str]]:
     if PART_ROLE not in record.files:
         raise InputError(f"{dataset}/.laionkit/{METADATA}/{record.shard}.json names no part file")
     entry = record.files[PART_ROLE]
@@ -148,4 +156,4 @@ def _read_part(dataset: Folder, record: ShardRecord) -> tuple[KeyScheme, int, li
             _Place(entry.path, i, parquet.metadata.row_group(i).num_rows, entry.sha256)
             for i in range(parquet.num_row_groups)
         ]
-    return scheme, int(said[FIRST_SHARD]), groups
+    return scheme, int(said[FIRST_SHARD]), groups, parquet.schema_arrow.names

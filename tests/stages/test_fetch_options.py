@@ -84,7 +84,7 @@ def test_a_picture_near_enough_passes_the_perceptual_check(tmp_path, server):
 
 
 def test_a_hash_column_that_is_not_there_is_the_users_mistake(tmp_path, server):
-    with pytest.raises(InputError, match="--verify-column"):
+    with pytest.raises(ConfigError, match="verify_hash=sha256: the work list has no column"):
         run(tmp_path, server, ["0.jpg"], verify_hash="sha256")
     with pytest.raises(ConfigError, match="add --verify-hash"):
         run(tmp_path, server, ["0.jpg"], verify_column="x")
@@ -208,3 +208,25 @@ def test_img2dataset_reads_our_tables_as_its_input(tmp_path, server):
     assert number == 0
     for name in ("url", "caption", "sha256", "key", "width"):
         assert table.column(name).to_pylist() == [row[name] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bbox_column": "face"}, r"bbox_column=face: .* no column face \(did you mean faces\?\)"),
+        ({"verify_hash": "md5"}, "verify_hash=md5: the work list has no column src_md5 or md5"),
+        ({"verify_hash": "md5", "verify_column": "sum"}, "verify_column=sum: .* no column sum"),
+        ({"blocklist": "nowhere/hashes.txt"}, "nowhere/hashes.txt: there is no such file"),
+        ({"resolver": "name.server"}, "name.server"),
+    ],
+)
+def test_a_mistaken_setting_is_refused_before_anything_is_set_aside(
+    tmp_path, server, settings, message
+):
+    columns = {"faces": pa.array([None], pa.list_(pa.list_(pa.float32())))}
+    dataset, _ = run(tmp_path, server, ["0.jpg"], columns)
+    before = sorted(path for path in Path(dataset).rglob("*") if path.is_file())
+    fresh = Runner(workers=1, fresh=True, yes=True)
+    with pytest.raises(ConfigError, match=message):
+        fetch(dataset, FetchConfig(allow_private=True, **settings), runner=fresh)
+    assert sorted(path for path in Path(dataset).rglob("*") if path.is_file()) == before

@@ -9,7 +9,7 @@ import logging
 import os
 from contextlib import AbstractContextManager
 
-from laionkit.core.errors import ConfigError
+from laionkit.core.errors import ConfigError, did_you_mean
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site, StageReport, Task, Worker
@@ -33,9 +33,10 @@ def fetch(
     check(config)
     check_share(config, runner)
     with WorkList.open(folder) as work_list:
+        check_columns(config, work_list.columns)
         if not config.dry_run:
             config = runner.begin(records, config)
-        if not config.contact and not config.allow_private and _has_links(work_list):
+        if not config.contact and not config.allow_private and "url" in work_list.columns:
             runner.note("fetch", _NO_CONTACT, logging.WARNING)
         if config.engine == "img2dataset":
             runner.note("fetch", LIMITS_NOTE, logging.WARNING)
@@ -116,6 +117,13 @@ def check(config: FetchConfig) -> None:
                 raise ConfigError(
                     f"{name}={value!r} needs --engine laionkit: img2dataset has nothing like it"
                 )
+    folder, _, name = config.blocklist.rpartition("/")
+    if name and not Folder(folder or ".").exists(name):
+        raise ConfigError(f"blocklist={config.blocklist}: there is no such file")
+    if config.resolver:
+        from laionkit.backends.http.dns import split_server
+
+        split_server(config.resolver)
     if not config.contact.isprintable():
         raise ConfigError(
             f"contact={config.contact!r}: give a URL or an e-mail address in one line"
@@ -138,9 +146,21 @@ def check_share(config: FetchConfig, runner: Runner) -> None:
         )
 
 
-def _has_links(work_list: WorkList) -> bool:
-    shards = work_list.shards()
-    return bool(shards) and "url" in work_list.read(shards[0]).column_names
+def check_columns(config: FetchConfig, there: frozenset[str]) -> None:
+    """Raise ConfigError where a setting names a column that the work list does not have."""
+    hashed = config.verify_hash
+    asked = {
+        "bbox_column": [config.bbox_column] if config.bbox_column else [],
+        "verify_column": [config.verify_column] if config.verify_column else [],
+        "verify_hash": [] if config.verify_column or hashed == "no" else [f"src_{hashed}", hashed],
+    }
+    for name, columns in asked.items():
+        if columns and not there.intersection(columns):
+            hint = did_you_mean(columns[0], there)
+            raise ConfigError(
+                f"{name}={getattr(config, name)}: the work list has no column "
+                f"{' or '.join(columns)}{hint}; it has {', '.join(sorted(there))}"
+            )
 
 
 def _after(

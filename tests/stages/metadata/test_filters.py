@@ -99,7 +99,7 @@ def test_a_row_kept_with_a_null_stands_where_statistics_rule_the_filter_out(tmp_
     assert column(tmp_path / "d", "n") == ([0, 4] if odd == 0.0 else [0, 3, 4])
     assert report.counts.adds_up()
     assert report.counts.seen == len(rows)
-    assert any("1 rows were kept" in note for note in report.notes) == (odd != 0.0)
+    assert any("is null in 1 rows" in note for note in report.notes) == (odd != 0.0)
 
 
 def test_a_preset_goes_before_where_over_published_columns(tmp_path):
