@@ -83,7 +83,11 @@ def query(
 
 
 def _show(found: "Found", config: QueryConfig, explain: bool) -> None:
-    show_search.hits(found.table, " ".join([config.where or "", *config.boost]))
+    if not found.plan.matches:
+        where = f": none meets {config.where}" if config.where else ""
+        show.console.print(f"no hits among {found.plan.rows:,} rows{where}", markup=False)
+    else:
+        show_search.hits(found.table, " ".join([config.where or "", *config.boost]))
     if explain:
         show_search.plan(found.plan)
 

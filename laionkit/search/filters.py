@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from laionkit.backends.knn import Bitmap
+from laionkit.core.errors import ConfigError
 from laionkit.search import bits
 from laionkit.search.foreign import AnySegment
 from laionkit.search.keep import Keep, prepare
@@ -64,7 +65,10 @@ class Filters:
                 self._table = self._open_table()
             predicate = parse_where(where, self._table.columns)
             self._table.check(predicate.sql)
-            return self._keeps(predicate)
+            try:
+                return self._keeps(predicate)
+            except ConfigError as error:  # values that do not fit are found when they are met
+                raise ConfigError(f"--where {where!r}: {error}") from error
 
     def _combine(self, predicate: "Predicate") -> list[Keep]:
         table = self._table

@@ -15,9 +15,12 @@ Image = str | Path | bytes | NDArray[np.uint8]
 def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
     """One query vector, scaled to length 1. Raises InputError where it is unusable."""
     try:
-        query = np.asarray(vector, dtype=np.float32)
+        query = np.asarray(vector)
+        if query.dtype.kind not in "fiu":
+            query = query.astype(np.float64, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise InputError(f"the query vector is no list of numbers: {error}") from error
+    query = query.astype(np.float64)  # whose squares do not overflow where the vector is finite
     query = query[0] if query.ndim == 2 and len(query) == 1 else query
     if query.ndim != 1 or len(query) != dim:
         raise InputError(
@@ -28,7 +31,7 @@ def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
     if not np.isfinite(norm) or norm == 0:
         what = "only zeros" if norm == 0 else "NaN or infinity"
         raise InputError(f"the query vector holds {what}")
-    return query / np.float32(norm)
+    return np.asarray(query / norm, np.float32)
 
 
 def read_vector(path: str | Path) -> NDArray[Any]:
@@ -36,7 +39,8 @@ def read_vector(path: str | Path) -> NDArray[Any]:
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no readable .npy file: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} is no readable .npy file: {why}") from error
     if found.dtype.kind != "f":
         raise InputError(f"{path} holds {found.dtype}: a query vector is float16 or float32")
     if found.ndim not in (1, 2) or (found.ndim == 2 and len(found) != 1):
@@ -66,6 +70,11 @@ class Encoder:
     def image(self, image: Image) -> NDArray[np.float32]:
         """The unit vector of a picture: a path, a URL, a file's bytes, or RGB pixels."""
         rgb = image if isinstance(image, np.ndarray) else _pixels(image, self.allow_private)
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
+            raise InputError(
+                f"the query image holds {rgb.dtype} of shape {rgb.shape}: pixels are uint8 of "
+                "shape (height, width, 3), red first"
+            )
         return np.asarray(self._loaded().encode_images([rgb])[0], np.float32)
 
     def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

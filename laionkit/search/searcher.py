@@ -225,7 +225,7 @@ class Searcher:
     def vector_of(self, key: str) -> NDArray[np.float32]:
         """The unit vector of a key's row. Raises InputError where there is none."""
         for segment, living in zip(self.segments, self._alive, strict=True):
-            row = pc.index(segment.rows.keys(), key).as_py()
+            row = pc.index(segment.rows.keys(), str(key)).as_py()
             if row >= 0 and (living is None or living.bitmap[row // 8] >> row % 8 & 1):
                 return check_vector(segment.vectors.take(np.array([row]))[0], self.dim)
         raise InputError(f"the index of {self.dataset} has no key {key!r}")

@@ -115,7 +115,10 @@ def test_a_threshold_only_takes_hits_away(searcher):
         ({"vector": np.zeros(DIM)}, "only zeros"),
         ({"vector": np.ones(DIM + 1)}, r"shape \(33,\).*holds vectors of 32"),
         ({"vector": ["red"]}, "no list of numbers"),
-        ({"vector": "red.npy"}, "red.npy is no readable .npy file"),
+        ({"vector": np.full(DIM, 1j)}, "no list of numbers"),
+        ({"vector": "red.npy"}, "red.npy is no readable .npy file: No such file"),
+        ({"like": 147}, "has no key 147"),
+        ({"image": np.zeros((8, 8))}, r"holds float64 of shape \(8, 8\): pixels are uint8"),
         ({"text": "a red fox"}, "do not say which model"),
     ],
 )
@@ -130,12 +133,20 @@ def test_an_unusable_query_is_one_clear_line(searcher, query, message):
         ({"k": 0}, "k=0"),
         ({"k": 100_001}, "k=100001"),
         ({"where": "aesthetik_v2 > 1"}, "aesthetic_v2"),
+        ({"where": "aesthetic_v2 > 'a'"}, r"--where .*Could not convert string 'a'"),
         ({"vector": None}, "say what to look for"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(searcher, settings, message):
     with pytest.raises(ConfigError, match=message):
         searcher.search(**{"vector": np.ones(DIM), **settings})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_vectors_length_is_no_matter(searcher, scale):
+    query = np.random.default_rng(2).standard_normal(DIM)
+    plain, scaled = searcher.search(vector=query), searcher.search(vector=query * scale)
+    assert plain.key.tolist() == scaled.key.tolist()
 
 
 def test_rows_as_near_as_can_be_told_are_all_weighed(tmp_path):
