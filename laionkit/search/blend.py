@@ -120,15 +120,10 @@ def _head_of(dataset: Folder, column: str) -> str:
     head = str(columns[column].config.get("head"))
     if head not in PUBLISHED:
         raise ConfigError(
-            f"boost {column}: {_maker(columns[column].config)} made that score, which is no "
-            f"published head; give a head's file, as in --boost {column}.safetensors=0.3"
+            f"boost {column}: that score was not made by a published head; give the head's file, "
+            f"as in --boost {column}.safetensors=0.3"
         )
     return head
-
-
-def _maker(config: Mapping[str, object]) -> str:
-    """What made a score column, in words."""
-    return f"{config['head']}" if config.get("head") else "an import"
 
 
 def boosts_of(wishes: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
