@@ -65,6 +65,8 @@ def _open(path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         why = str(error).rpartition(": ")[2] or str(error)
+        if why.rstrip().endswith("(Success)"):  # faiss's words for having read less than it should
+            why = "it is cut short"
         raise InputError(
             f"{path} is no readable faiss index ({' '.join(why.split())}): "
             "run laionkit index --fresh"
