@@ -108,10 +108,11 @@ Source = SourceFile | PictureFolder
 def find_sources(sources: Sequence[str]) -> list[Source]:
     """Every file and picture folder that the arguments name, in order, each once.
 
+    One text is one argument, never a list of its letters: ``/`` would be the whole disk.
     Raises InputError for what is not there, cannot be read or is of no known format.
     """
     found: dict[str, Source] = {}
-    for text in sources:
+    for text in [sources] if isinstance(sources, str) else sources:
         for source in _find(text):
             found.setdefault(source.name, source)
     return list(found.values())

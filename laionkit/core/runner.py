@@ -182,7 +182,11 @@ class Runner:
         """
         started = time.monotonic()
         mine = [task for task in tasks if self.is_mine(task.shard)]
-        done = {t.shard: r for t in mine if (r := records.finished(t.shard, t.inputs))}
+        done, found = set(), Counts()
+        for task in mine:
+            if record := records.finished(task.shard, task.inputs):
+                done.add(task.shard)
+                found = found + record.counts
         todo = [task for task in mine if task.shard not in done]
         samples = [task.samples for task in todo]
         known = sum(s for s in samples if s is not None) if None not in samples else None
@@ -196,13 +200,10 @@ class Runner:
         seconds = time.monotonic() - started
         self.progress.emit(StageEnded(records.stage, run.counts, seconds))
         run.raise_failures()
-        total = run.counts
-        for record in done.values():
-            total = total + record.counts
         return StageReport(
             stage=records.stage,
             dataset=records.dataset.url,
-            counts=total,
+            counts=run.counts + found,
             shards=len(mine),
             skipped=len(done),
             seconds=round(seconds, 3),

@@ -324,6 +324,12 @@ def test_inspect_says_what_is_there_and_touches_nothing(tmp_path):
     assert inspect([str(write(tmp_path, "csv"))]).sources[0].rows is None
 
 
+def test_one_source_may_stand_without_a_list(tmp_path):
+    (tmp_path / "links.txt").write_text("http://a.example/1.jpg\n")
+    assert metadata(str(tmp_path / "links.txt"), str(tmp_path / "d")).counts.ok == 1
+    assert len(inspect(str(tmp_path / "links.txt")).sources) == 1
+
+
 def test_a_list_without_a_single_link_is_said(tmp_path):
     (tmp_path / "notes.txt").write_text("no link\nnone here\n")
     report = metadata([str(tmp_path / "notes.txt")], str(tmp_path / "d"))
