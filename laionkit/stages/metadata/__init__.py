@@ -82,9 +82,10 @@ def metadata(
     changes.write(folder, start.batch)
     _commit(records, settled, plan, run, changes, start, seconds)
     runner.progress.emit(StageEnded(METADATA, run.counts, seconds))
-    notes += _notes_of(run, settled)
-    for note in _notes_of(run, settled):
+    found = _notes_of(run, settled, is_first=not made)
+    for note in found:
         runner.note(METADATA, note)
+    notes += found
     return _report(records, list(records.all()), len(made), started, notes)
 
 
@@ -216,7 +217,7 @@ def _commit(
         )
 
 
-def _notes_of(run: Run, config: MetadataConfig) -> tuple[str, ...]:
+def _notes_of(run: Run, config: MetadataConfig, *, is_first: bool) -> tuple[str, ...]:
     notes = [
         f"{name} is null in {count:,} rows, which a filter that asks it lets pass (or: --null drop)"
         for name, count in sorted(run.kept_null.items())
@@ -225,7 +226,7 @@ def _notes_of(run: Run, config: MetadataConfig) -> tuple[str, ...]:
         notes.append(f"--join {config.join}: {run.matched:,} rows matched by {config.on}")
     if run.unread:
         notes.append(run.unread)
-    if run.counts.seen and not run.counts.ok:
+    if is_first and not run.counts.ok:
         notes.append("no row is left: nothing can be fetched of this")
     return tuple(notes)
 

@@ -335,3 +335,7 @@ def test_a_list_without_a_single_link_is_said(tmp_path):
     report = metadata([str(tmp_path / "notes.txt")], str(tmp_path / "d"))
     assert report.counts.reasons == {"malformed_url": 2}
     assert "no row is left: nothing can be fetched of this" in report.notes
+    (tmp_path / "more.csv").write_text("url\nnone\n")
+    more = MetadataConfig(append=True)
+    report = metadata(str(tmp_path / "more.csv"), str(tmp_path / "d"), more)
+    assert not any("no row is left" in note for note in report.notes)
