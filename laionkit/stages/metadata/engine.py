@@ -22,7 +22,8 @@ from laionkit.ops.predicates import Term, quote_name, quote_text
 
 BATCH_TIMEOUT_S = 300.0
 WHOLE_TIMEOUT_S = 86_400.0
-SCAN_ROWS = 50_000
+# As many as a row group of the ledger has, which is then written without a copy.
+SCAN_ROWS = 131_072
 _AT = INNER_PREFIX + "at"
 _HOST = r"'^[^:]+://(?:[^/?#@]*@)?([^/?#:]+)'"
 

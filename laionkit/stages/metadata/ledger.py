@@ -58,7 +58,8 @@ class Ledger:
                     SCHEMA,
                     compression=COMPRESSION,
                     compression_level=COMPRESSION_LEVEL,
-                    use_dictionary=["source", "reason"],
+                    # Sides and rounded scores repeat; where values do not, they are written plain.
+                    use_dictionary=["source", "reason", "value"],
                     column_encoding={"row": "DELTA_BINARY_PACKED"},
                 )
             )
