@@ -349,7 +349,7 @@ def semantic(work: Path, vectors: int, runs: int) -> dict[str, Any]:
     """Every near pair of `vectors` x 512, beside one exact k-NN pass of faiss per cluster.
 
     Each in a process of its own with all threads. Ours counts all it does, k-means and reading
-    among it, over twice as many clusters; of the peer only the k-NN calls count.
+    among it, over as many clusters; of the peer only the k-NN calls count.
     """
     path = work / f"vectors-{vectors}.npy"
     if not path.exists():

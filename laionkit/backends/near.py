@@ -1,26 +1,29 @@
 """Every pair of vectors above a cosine, within clusters and across their borders.
 
 SemDeDup (Abbas et al., 2023) compares within k-means clusters alone and misses pairs that a border
-separates. Here each vector is also a guest in every cluster whose border with its own it lies
-near enough to: for a pair at distance δ on two sides of a bisecting plane, one of the two lies
-within δ/2 of it, so one of the two clusters holds both, and no pair is missed.
+separates. The border of two clusters is a plane; of a pair at distance δ on two sides of it the
+distances to that plane add up to δ at most. So only rows near enough to a border are compared with
+those near enough on its other side, and no pair is missed.
 
-All of that is done on sketches of P dimensions: a vector's parts along the P - 1 directions in
-which the vectors reach furthest, and the length of what is left of it. Two sketches' cosine is
-never below their vectors' (Cauchy-Schwarz), so none is missed, and few pairs need all D.
+All of that is done on sketches: a vector's parts along the directions in which the vectors reach
+furthest, and the length of what is left of it. Two sketches' cosine is never below their vectors'
+(Cauchy-Schwarz), so none is missed, and few pairs need all D.
 
-Shapes: N vectors, D dimensions, K clusters, P dimensions of a sketch.
+Shapes: N and M vectors, D dimensions, K clusters, P dimensions of a sketch.
 """
 
+import contextlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 # Unit vectors [n, D] of rows; where the vectors lie is the caller's affair.
 ReadRows = Callable[[Int64], Float32]
@@ -30,14 +33,19 @@ POINTS_PER_CENTROID = 64
 _ROWS = 8_192
 # Sketches compared at a time: their cosines stay in the processor's cache.
 _MINE, _THEIRS = 1_024, 2_048
-# Rows held as guests at a time, 4 bytes each.
-_GUESTS_HELD = 1 << 26
-_BASIS = 63
+# Directions that borders are told by, and those of them that rows are compared by: on CLIP's
+# vectors half as many let one in 40,000 pairs through, at half the cost of each.
+_DIRECTIONS, _COMPARED = 62, 31
 _BASIS_ROWS = 8_192
-# Where more pairs than this are left after the first look, it was of no use; so for some blocks on.
+# Comparing a pair of rows takes a nanosecond, a block more some ten thousand.
+_BLOCKS, _WORTH_A_BLOCK = 8, 32_768
+# Where more pairs than this are left after the first look, and more than a few, it was of no use;
+# so for some blocks on.
+_MANY = 1_024
 _MOST_MAYBE = 0.01
 _BLOCKS_SKIPPED = 63
 _ROUNDING = 1e-5
+_NONE = np.empty((0, 2), np.int64)
 
 
 def cluster(read: ReadRows, rows: int, clusters: int, seed: int) -> tuple[Float32, Int64]:
@@ -75,113 +83,220 @@ def nearest_of(x_ND: Float32, other_MD: Float32) -> tuple[Float32, Int64]:
 
 
 def near_pairs(read: ReadRows, rows: int, min_cosine: float, seed: int = 0) -> Iterator[Int64]:
-    """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], some of them twice.
+    """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], in no order.
 
-    Holds 4 x 64 bytes a row in a temporary file, and all guests of as many clusters as fit memory.
+    Holds two clusters at a time, and twice 256 bytes a row in temporary files.
     """
     if rows < 2:
         return
-    with tempfile.TemporaryFile(prefix="laionkit-") as file:
-        sketch_NP = _sketch(np.memmap(file, np.float32, "w+", shape=(rows, _BASIS + 1)), read, seed)
-        comparer = _Comparer(read, sketch_NP, min_cosine)
-        if rows <= ONE_CLUSTER:
-            yield from comparer.pairs(np.arange(rows), np.empty(0, np.int64))
-            return
-        # More of them leave fewer guests times rows to compare, and cost more to assign.
-        clusters = max(2, round(rows**0.5))
-        centroid_KP = train_clusters(sketch_NP.__getitem__, rows, clusters, seed)
-        for own, guests in _members(sketch_NP, centroid_KP, min_cosine, seed):
-            yield from comparer.pairs(own, guests)
+    comparer = _Comparer(read, min_cosine)
+    sketch = _Sketch(read, rows, seed)
+    if rows <= ONE_CLUSTER:
+        every = np.arange(rows)
+        yield from comparer.within(every, sketch.compared(sketch.of(read(every))))
+        yield comparer.rest()
+        return
+    # More of them leave fewer pairs near their borders, and more borders to look at.
+    clusters = max(2, round(rows**0.5 / 2))
+    with _Cells.sorted(sketch, read, rows, clusters, seed) as cells:
+        for one in range(clusters):
+            yield from _pairs_from(one, cells, comparer)
+        yield comparer.rest()
 
 
-def _sketch(sketch_NP: Float32, read: ReadRows, seed: int) -> Float32:
-    """Fill in the sketch of every row: what it is along a basis, and how long the rest of it is."""
-    basis_DB = _basis(read, len(sketch_NP), seed)
-    width = basis_DB.shape[1]
-    for block, x_ND in _blocks(read, len(sketch_NP)):
-        along_NB = x_ND @ basis_DB
-        left_N = np.einsum("nd,nd->n", x_ND, x_ND) - np.einsum("nb,nb->n", along_NB, along_NB)
-        sketch_NP[block, :width] = along_NB
-        sketch_NP[block, width] = np.sqrt(np.maximum(0, left_N))
-    return sketch_NP[:, : width + 1]
+def _pairs_from(one: int, cells: "_Cells", comparer: "_Comparer") -> Iterator[Int64]:
+    """Near pairs within cluster `one`, and of it with those after it."""
+    row_N, x_NP = cells.read(one)
+    if not len(row_N):
+        return
+    compared_NP = cells.sketch.compared(x_NP)
+    yield from comparer.within(row_N, compared_NP)
+    # By how much more a row leans to its own centroid than to others: its distance to the border
+    # times that of the centroids.
+    lean_KN = x_NP @ cells.centroid_KP[one] - cells.centroid_KP @ x_NP.T
+    for other in range(one + 1, len(lean_KN)):
+        row_M, y_MP = cells.read(other)
+        if not len(row_M):
+            continue
+        lean_N = lean_KN[other]
+        lean_M = y_MP @ (cells.centroid_KP[other] - cells.centroid_KP[one])
+        most = comparer.distance * cells.apart(one, other) + _ROUNDING
+        mine = _up_to(lean_N, most - lean_M.min())
+        theirs = _up_to(lean_M, most - lean_N.min())
+        if not len(mine) or not len(theirs):
+            continue
+        within_N = np.searchsorted(lean_M[theirs], most - lean_N[mine], side="right")
+        ours = row_N[mine], compared_NP[mine]
+        others = row_M[theirs], cells.sketch.compared(y_MP)[theirs]
+        for start, stop in _steps(within_N):
+            yield from comparer.across(ours, slice(start, stop), others, int(within_N[start]))
 
 
-def _members(
-    sketch_NP: Float32, centroid_KP: Float32, min_cosine: float, seed: int
-) -> Iterator[tuple[Int64, Int64]]:
-    """For each cluster its own rows, and those of others within δ/2 of their border with it.
+def _up_to(lean_N: Float32, most: float) -> Int64:
+    """Places of what is `most` at most, the least first."""
+    some = np.flatnonzero(lean_N <= most)
+    return some[np.argsort(lean_N[some])]
 
-    So many clusters are gathered in one pass over the rows as memory holds the guests of.
+
+def _steps(within_N: Int64) -> Iterator[tuple[int, int]]:
+    """Cut rows with ever fewer others to compare with into blocks, each with those of its first.
+
+    Blocks hold about as many pairs each, and few blocks hold few.
     """
-    rows = len(sketch_NP)
-    # Two rows' distance for that cosine, halved; rounding of fp32 is far below what is added.
-    reach = (2 - 2 * min_cosine) ** 0.5 / 2 + 1e-3
-    apart_KK = np.sqrt(np.maximum(0, 2 - 2 * centroid_KP @ centroid_KP.T))
-    some = np.random.default_rng(seed).choice(rows, min(rows, _ROWS), replace=False)
-    _, near_NK = _near_borders(sketch_NP[np.sort(some)], centroid_KP, reach * apart_KK)
-    passes = 1 + int(near_NK.sum() / len(some) * rows / _GUESTS_HELD)
-    for group in np.array_split(np.arange(len(centroid_KP)), passes):
-        low, high = group[0], group[-1] + 1
-        own: list[list[Int32]] = [[] for _ in group]
-        guests: list[list[Int32]] = [[] for _ in group]
-        for block, x_NP in _blocks(sketch_NP.__getitem__, rows):
-            own_N, near_NK = _near_borders(x_NP, centroid_KP, reach * apart_KK)
-            mine = np.flatnonzero((own_N >= low) & (own_N < high))
-            _share_out(own, own_N[mine] - low, mine + block.start)
-            where_G, cluster_G = np.nonzero(near_NK[:, low:high])
-            _share_out(guests, cluster_G, where_G + block.start)
-        for ours, theirs in zip(own, guests, strict=True):
-            yield _joined(ours), _joined(theirs)
+    pairs_N = np.cumsum(within_N)
+    blocks = min(_BLOCKS, 1 + int(pairs_N[-1]) // _WORTH_A_BLOCK)
+    shares = pairs_N[-1] * np.arange(1, blocks) / blocks
+    edges = sorted({0, *np.searchsorted(pairs_N, shares).tolist(), len(within_N)})
+    return itertools.pairwise(edges)
 
 
-def _near_borders(
-    x_ND: Float32, centroid_KD: Float32, reach_KK: Float32
-) -> tuple[Int64, NDArray[np.bool_]]:
-    """Each row's cluster [N], and the others [N, K] within whose reach of the border it lies."""
-    cosine_NK = x_ND @ centroid_KD.T
-    own_N = np.argmax(cosine_NK, axis=1)
-    place_N = np.arange(len(own_N))
-    near_NK = cosine_NK >= cosine_NK[place_N, own_N][:, None] - reach_KK[own_N]
-    near_NK[place_N, own_N] = False
-    return own_N, near_NK
+class _Sketch:
+    """What a vector is along a basis, with the lengths of what is left of it.
+
+    Columns: the first directions, the length of all the rest; the other directions, the length of
+    what is left. The first two are compared; borders are told by all but the second.
+    """
+
+    def __init__(self, read: ReadRows, rows: int, seed: int) -> None:
+        """Take the basis from a seeded sample: the directions in which it reaches furthest."""
+        chosen = np.random.default_rng(seed).choice(rows, min(rows, _BASIS_ROWS), replace=False)
+        x_ND = read(np.sort(chosen))
+        _, vector_DD = np.linalg.eigh(x_ND.T @ x_ND)
+        self._basis_DB = np.ascontiguousarray(vector_DD[:, ::-1][:, :_DIRECTIONS])
+        self._first = min(_COMPARED, self._basis_DB.shape[1])
+        self.width = self._basis_DB.shape[1] + 2
+
+    def of(self, x_ND: Float32) -> Float32:
+        """The sketches [N, P] of vectors."""
+        along_NB, first = x_ND @ self._basis_DB, self._first
+        left_NB = np.einsum("nd,nd->n", x_ND, x_ND)[:, None] - np.cumsum(along_NB**2, axis=1)
+        left_NB = np.sqrt(np.maximum(0, left_NB))
+        parts = along_NB[:, :first], left_NB[:, [first - 1]], along_NB[:, first:], left_NB[:, [-1]]
+        return np.concatenate(parts, axis=1)
+
+    def compared(self, sketch_NP: Float32) -> Float32:
+        """The part of sketches that rows are compared by."""
+        return sketch_NP[:, : self._first + 1]
+
+    def bordered(self, sketch_NP: Float32) -> Float32:
+        """The part of sketches that borders are told by, nil elsewhere."""
+        sketch_NP[:, self._first] = 0
+        return sketch_NP
 
 
-def _share_out(parts: list[list[Int32]], cluster_R: Int64, row_R: Int64) -> None:
-    """Append each row to the parts of its cluster."""
-    order = np.argsort(cluster_R, kind="stable")
-    edges = np.searchsorted(cluster_R[order], np.arange(len(parts) + 1))
-    for number in np.flatnonzero(np.diff(edges)):
-        rows = row_R[order[edges[number] : edges[number + 1]]]
-        parts[number].append(rows.astype(np.int32))
+class _Cells:
+    """Sketches on disk, those of a cluster side by side."""
+
+    def __init__(
+        self,
+        sketch: _Sketch,
+        centroid_KP: Float32,
+        sketch_NP: Float32,
+        row_N: Int64,
+        edge_K: Int64,
+    ) -> None:
+        """Cluster k has the places from ``edge_K[k]`` to ``edge_K[k + 1]``."""
+        self.sketch, self.centroid_KP = sketch, centroid_KP
+        self._sketch_NP, self._row_N, self._edge_K = sketch_NP, row_N, edge_K
+
+    @classmethod
+    @contextlib.contextmanager
+    def sorted(
+        cls, sketch: _Sketch, read: ReadRows, rows: int, clusters: int, seed: int
+    ) -> Iterator["_Cells"]:
+        """Find each row's cluster by its sketch, then put the rows in order of clusters."""
+
+        def read_sketches(which: Int64) -> Float32:
+            parts = [sketch.of(x_ND) for _, x_ND in _blocks(lambda at: read(which[at]), len(which))]
+            return sketch.bordered(np.concatenate(parts))
+
+        centroid_KP = train_clusters(read_sketches, rows, clusters, seed)
+        with tempfile.TemporaryDirectory(prefix="laionkit-") as folder:
+            as_read_NP = _file(folder, "as-read", np.float32, rows, sketch.width)
+            own_N = _file(folder, "own", np.int32, rows)
+            for block, x_ND in _blocks(read, rows):
+                as_read_NP[block] = sketch.of(x_ND)
+                own_N[block] = np.argmax(as_read_NP[block] @ centroid_KP.T, axis=1)
+            sketch_NP = _file(folder, "sketch", np.float32, rows, sketch.width)
+            row_N = _file(folder, "row", np.int64, rows)
+            edge_K = np.concatenate([[0], np.cumsum(np.bincount(own_N, minlength=clusters))])
+            for from_B, place_B in _places(own_N, edge_K):
+                sketch_NP[place_B], row_N[place_B] = as_read_NP[from_B], from_B
+            yield cls(sketch, centroid_KP, sketch_NP, row_N, edge_K)
+
+    def read(self, number: int) -> tuple[Int64, Float32]:
+        """The rows [N] of a cluster, and their sketches [N, P]."""
+        places = slice(self._edge_K[number], self._edge_K[number + 1])
+        return self._row_N[places], self._sketch_NP[places]
+
+    def apart(self, one: int, other: int) -> float:
+        """The distance of two centroids."""
+        return float(np.linalg.norm(self.centroid_KP[one] - self.centroid_KP[other]))
 
 
-def _joined(parts: list[Int32]) -> Int64:
-    return np.concatenate(parts or [np.empty(0, np.int32)]).astype(np.int64)
+def _file(folder: str, name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
+    """An array on disk; a plain one, as each slice of a memmap costs more than it is worth."""
+    return np.asarray(np.memmap(Path(folder) / name, kind, "w+", shape=shape))
+
+
+def _places(own_N: NDArray[np.int32], edge_K: Int64) -> Iterator[tuple[Int64, Int64]]:
+    """Block by block, rows and where they go: clusters from their edges on, rows in order."""
+    next_K = edge_K[:-1].copy()
+    for start in range(0, len(own_N), _ROWS):
+        own_B = own_N[start : start + _ROWS]
+        order = np.argsort(own_B, kind="stable")
+        count_K = np.bincount(own_B, minlength=len(next_K))
+        before_K = np.cumsum(count_K) - count_K
+        yield start + order, np.arange(len(order)) + (next_K - before_K)[own_B[order]]
+        next_K += count_K
 
 
 class _Comparer:
     """Finds near pairs of rows: by their sketches first, and what is left by all dimensions."""
 
-    def __init__(self, read: ReadRows, sketch_NP: Float32, min_cosine: float) -> None:
-        self._read, self._sketch_NP, self._min = read, sketch_NP, min_cosine
-        # Blocks to go in which the first look is not worth while: among own rows, with guests.
-        self._skip = {True: 0, False: 0}
+    def __init__(self, read: ReadRows, min_cosine: float) -> None:
+        self._read, self._min = read, min_cosine
+        # What two rows of that cosine lie apart; rounding of fp32 is far below what is added.
+        self.distance = (2 - 2 * min_cosine) ** 0.5 + 2e-3
+        # Pairs that may be near, until there are enough of them to be worth a look.
+        self._maybe: list[Int64] = []
+        self._waiting = 0
+        # Blocks of the same two clusters to go in which the first look is not worth while.
+        self._skip = 0
 
-    def pairs(self, own: Int64, guests: Int64) -> Iterator[Int64]:
-        """Near pairs of `own` rows with one another and with `guests`."""
-        own_NP = self._sketch_NP[own]
-        for begin in range(0, len(own), _THEIRS):
+    def within(self, row_N: Int64, x_NP: Float32) -> Iterator[Int64]:
+        """Near pairs [P, 2] among rows."""
+        self._skip = 0
+        for begin in range(0, len(row_N), _THEIRS):
             theirs = slice(begin, begin + _THEIRS)
-            for start in range(0, min(begin + _THEIRS, len(own)), _MINE):
+            for start in range(0, min(begin + _THEIRS, len(row_N)), _MINE):
                 mine = slice(start, start + _MINE)
-                block = own[mine], own_NP[mine], own[theirs], own_NP[theirs]
-                yield self._near(*block, shift=begin - start)
-        for begin in range(0, len(guests), _THEIRS):
-            some = guests[begin : begin + _THEIRS]
-            their_MP = self._sketch_NP[some]
-            for start in range(0, len(own), _MINE):
-                mine = slice(start, start + _MINE)
-                yield self._near(own[mine], own_NP[mine], some, their_MP)
+                blocks = row_N[mine], x_NP[mine], row_N[theirs], x_NP[theirs]
+                yield from self._near(*blocks, shift=begin - start)
+
+    def across(
+        self, ours: tuple[Int64, Float32], some: slice, others: tuple[Int64, Float32], first: int
+    ) -> Iterator[Int64]:
+        """Near pairs [P, 2] of some of our rows with the first of others: rows, sketches."""
+        (row_N, x_NP), (row_M, y_MP) = ours, others
+        self._skip = 0
+        for begin in range(0, first, _THEIRS):
+            theirs = slice(begin, min(begin + _THEIRS, first))
+            for start in range(some.start, some.stop, _MINE):
+                mine = slice(start, min(start + _MINE, some.stop))
+                yield from self._near(row_N[mine], x_NP[mine], row_M[theirs], y_MP[theirs])
+
+    def rest(self) -> Int64:
+        """Near pairs among what waits."""
+        maybe_P2, self._maybe = np.concatenate([_NONE, *self._maybe]), []
+        self._waiting = 0
+        parts = [_NONE]
+        for some_P2 in np.array_split(maybe_P2, 1 + len(maybe_P2) // _ROWS):
+            rows, at_Q = np.unique(some_P2, return_inverse=True)
+            x_ND, at_P2 = self._read(rows), at_Q.reshape(some_P2.shape)
+            cosine_P = np.einsum("pd,pd->p", x_ND[at_P2[:, 0]], x_ND[at_P2[:, 1]])
+            parts.append(some_P2[cosine_P >= self._min])
+        return np.concatenate(parts)
 
     def _near(
         self,
@@ -190,46 +305,32 @@ class _Comparer:
         theirs: Int64,
         their_MP: Float32,
         shift: int | None = None,
-    ) -> Int64:
-        """Near pairs [P, 2] of two blocks of rows.
+    ) -> Iterator[Int64]:
+        """Note the pairs of two blocks of rows that may be near; yield near ones of many.
 
         Of blocks of the same rows, `shift` apart, only pairs whose first comes before the second.
         """
-        among_own, least = shift is not None, self._min - _ROUNDING
-        few = not self._skip[among_own]
+        least, few = self._min - _ROUNDING, not self._skip
         if few:
             at_P2 = _above(mine_NP @ their_MP.T, least)
-            few = len(at_P2) <= len(mine) * (1 + len(theirs) * _MOST_MAYBE)
+            few = len(at_P2) <= max(_MANY, len(mine) * len(theirs) * _MOST_MAYBE)
         if not few:
-            self._skip[among_own] = (self._skip[among_own] or _BLOCKS_SKIPPED) - 1
+            self._skip = (self._skip or _BLOCKS_SKIPPED) - 1
             at_P2 = _above(self._read(mine) @ self._read(theirs).T, least)
         if shift is not None:
             at_P2 = at_P2[at_P2[:, 0] < at_P2[:, 1] + shift]
-        return self._sure(np.stack([mine[at_P2[:, 0]], theirs[at_P2[:, 1]]], axis=1))
-
-    def _sure(self, maybe_P2: Int64) -> Int64:
-        """Of pairs of rows those whose vectors' cosine is high enough."""
-        parts = []
-        for some_P2 in np.array_split(maybe_P2, 1 + len(maybe_P2) // _ROWS):
-            rows, at_Q = np.unique(some_P2, return_inverse=True)
-            x_ND, at_P2 = self._read(rows), at_Q.reshape(some_P2.shape)
-            cosine_P = np.einsum("pd,pd->p", x_ND[at_P2[:, 0]], x_ND[at_P2[:, 1]])
-            parts.append(some_P2[cosine_P >= self._min])
-        return np.concatenate(parts)
+        if len(at_P2):
+            self._maybe.append(np.stack([mine[at_P2[:, 0]], theirs[at_P2[:, 1]]], axis=1))
+            self._waiting += len(at_P2)
+            if self._waiting >= _ROWS:
+                yield self.rest()
 
 
 def _above(cosine_NM: Float32, least: float) -> Int64:
     """Places [P, 2] of what is at least `least`."""
+    if cosine_NM.max() < least:  # as nearly always, and told much sooner
+        return _NONE
     return np.stack(np.divmod(np.flatnonzero(cosine_NM >= least), cosine_NM.shape[1]), axis=1)
-
-
-def _basis(read: ReadRows, rows: int, seed: int) -> Float32:
-    """The directions [D, B] in which a sample of the rows reaches furthest."""
-    chosen = np.random.default_rng(seed).choice(rows, min(rows, _BASIS_ROWS), replace=False)
-    x_ND = read(np.sort(chosen))
-    _, vector_DD = np.linalg.eigh(x_ND.T @ x_ND)
-    basis_DB: Float32 = np.ascontiguousarray(vector_DD[:, -_BASIS:])
-    return basis_DB
 
 
 def _blocks(read: ReadRows, rows: int) -> Iterator[tuple[slice, Float32]]:

@@ -20,9 +20,10 @@ def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
     [
         (0.9, {}),
         (0.97, {}),
-        (0.9, {"_GUESTS_HELD": 1000}),  # several passes over the rows
-        (0.9, {"_MOST_MAYBE": 0.0}),  # never few dimensions
-        (0.9, {"_MOST_MAYBE": 1.0, "_BASIS": 8, "_MINE": 64, "_THEIRS": 128}),  # always
+        (0.9, {"_WORTH_A_BLOCK": 16, "_BLOCKS": 20, "_ROWS": 500}),  # many small blocks
+        (0.9, {"_MANY": 0, "_MOST_MAYBE": 0.0}),  # never few dimensions
+        (0.9, {"_MOST_MAYBE": 1.0, "_DIRECTIONS": 12, "_COMPARED": 8}),  # always
+        (0.9, {"_MINE": 64, "_THEIRS": 128, "_DIRECTIONS": 6}),  # fewer than are compared
     ],
 )
 def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_cosine, limits):
