@@ -214,12 +214,14 @@ class _Cells:
         with tempfile.TemporaryDirectory(prefix="laionkit-") as folder:
             as_read_NP = _file(folder, "as-read", np.float32, rows, sketch.width)
             own_N = _file(folder, "own", np.int32, rows)
+            size_K = np.zeros(clusters, np.int64)
             for block, x_ND in _blocks(read, rows):
                 as_read_NP[block] = sketch.of(x_ND)
                 own_N[block] = np.argmax(as_read_NP[block] @ centroid_KP.T, axis=1)
+                size_K += np.bincount(own_N[block], minlength=clusters)
             sketch_NP = _file(folder, "sketch", np.float32, rows, sketch.width)
             row_N = _file(folder, "row", np.int64, rows)
-            edge_K = np.concatenate([[0], np.cumsum(np.bincount(own_N, minlength=clusters))])
+            edge_K = np.concatenate([[0], np.cumsum(size_K)])
             for from_B, place_B in _places(own_N, edge_K):
                 sketch_NP[place_B], row_N[place_B] = as_read_NP[from_B], from_B
             yield cls(sketch, centroid_KP, sketch_NP, row_N, edge_K)
