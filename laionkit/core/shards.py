@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
 from laionkit.core.records import ShardRecord, StageRecords
@@ -31,46 +32,75 @@ _IMAGE_RANK = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS
 class ShardWriter:
     """Writes samples into one open tar, keys in ascending order unless `ordered` is False."""
 
-    def __init__(self, file: HashingFile, *, ordered: bool = True) -> None:
-        """Write into `file`; the caller owns and closes it."""
-        self._ordered = ordered
+    def __init__(
+        self, file: HashingFile, *, ordered: bool = True, behind: OneAhead | None = None
+    ) -> None:
+        """Write into `file`, by way of `behind` where it is given; the caller owns both."""
+        self._ordered, self._behind = ordered, behind
         self._file, self._size = file, 0
         self._last = ""
         # What waits to be written in one piece: hashing and writing run long outside Python's lock.
         self._waiting = memoryview(bytearray(_WRITE_BYTES))
+        self._spare = memoryview(bytearray(_WRITE_BYTES)) if behind else self._waiting
         self._filled = 0
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
-        if self._ordered and key <= self._last:
-            raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
-        self._last = key
+        self._take_up(key)
+        self.go_on(members)
+
+    def begin(self, key: str, extension: str, size: int) -> memoryview:
+        """Begin a sample with a member of `size` bytes: the room that they are to be put into.
+
+        To be filled before the next call. Raises InputError on disorder.
+        """
+        self._take_up(key)
+        return self._member(extension, size)
+
+    def go_on(self, members: Mapping[str, bytes]) -> None:
+        """Add members to the sample that was begun."""
         for extension, data in members.items():
-            self._put(_header(f"{key}.{extension}", len(data)))
-            self._put(data)
-            self._put(_ZERO_BLOCK[: -len(data) % _BLOCK])
+            self._member(extension, len(data))[:] = data
 
     def close(self) -> None:
         """Write the tar's end: two empty blocks, and up to a whole record as tar does."""
         self._flush()
+        if self._behind is not None:
+            self._behind.wait()
         end = 2 * _BLOCK
         self._file.write(bytes(end + -(self._size + end) % tarfile.RECORDSIZE))
 
-    def _put(self, data: bytes) -> None:
-        end = self._filled + len(data)
-        if end > _WRITE_BYTES:
+    def _take_up(self, key: str) -> None:
+        if self._ordered and key <= self._last:
+            raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
+        self._last = key
+
+    def _member(self, extension: str, size: int) -> memoryview:
+        """Write a member's header and padding; give the room between."""
+        padded = size + -size % _BLOCK
+        room = self._room(_BLOCK + padded)
+        room[:_BLOCK] = _header(f"{self._last}.{extension}", size)
+        room[_BLOCK + size :] = _ZERO_BLOCK[: padded - size]
+        return room[_BLOCK : _BLOCK + size]
+
+    def _room(self, size: int) -> memoryview:
+        """The next `size` bytes of what waits."""
+        if self._filled + size > len(self._waiting):
             self._flush()
-            end = len(data)
-            if end > _WRITE_BYTES:
-                self._size += self._file.write(data)
-                return
-        self._waiting[self._filled : end] = data
-        self._filled = end
+            if size > len(self._waiting):
+                self._waiting = memoryview(bytearray(size))
+        start, self._filled = self._filled, self._filled + size
+        return self._waiting[start : self._filled]
 
     def _flush(self) -> None:
         """Write what waits."""
-        self._size += self._file.write(self._waiting[: self._filled])
-        self._filled = 0
+        full = self._waiting[: self._filled]
+        self._size, self._filled = self._size + len(full), 0
+        if self._behind is None:
+            self._file.write(full)
+        else:
+            self._behind.hand_over(self._file.write, full)
+            self._waiting, self._spare = self._spare, self._waiting
 
     def __enter__(self) -> "ShardWriter":
         """Use as a context: the end is written only where nothing failed."""

@@ -1,8 +1,6 @@
 """Writing a subset: tars with the pictures' own bytes, or the list of where they lie."""
 
 import contextlib
-import hashlib
-import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,38 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.shards import ShardWriter
 from laionkit.ops.predicates import quote_name
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.copies import Part, file_name, sample_hash, write_copies
 from laionkit.stages.subset.pictures import PLACE_COLUMNS, VIEW_COLUMNS, Pictures
-from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
 from laionkit.stages.subset.selection import Selection
 
 VIEW_FILE = "view.parquet"
 KEPT_FILE = "kept.parquet"
 SUBSET_SHARD = "subset_shard"
 SUBSET_FILE = "subset_file"
-FILES = "files"
 SAMPLE_HASH = "sample_sha256"
 # Hashing and file access run outside Python's lock; more threads than this mostly wait for it.
 WRITERS = 2
 ROWS_PER_GROUP = 10_000
-_SIZE = struct.Struct(">Q").pack
-
-
-@dataclass
-class _Part:
-    """What became of one chunk: its rows as they were written, the hash of each, the tar if any.
-
-    `lost` are pictures that could not be resized or re-encoded, as (key, reason).
-    """
-
-    rows: pa.Table
-    hashes: list[str]
-    tar: Written | None = None
-    lost: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -101,11 +82,11 @@ def write_kept(
 
 def _in_order(
     pool: ThreadPoolExecutor,
-    work: Callable[[str, pa.Table], _Part],
+    work: Callable[[str, pa.Table], Part],
     chunks: Iterator[pa.Table],
-) -> Iterator[tuple[str, _Part]]:
+) -> Iterator[tuple[str, Part]]:
     """Do the chunks a few at a time; yield each one's name and outcome, in order."""
-    waiting: deque[tuple[str, Future[_Part]]] = deque()
+    waiting: deque[tuple[str, Future[Part]]] = deque()
     for number, chunk in enumerate(chunks):
         name = f"{number:05d}"
         waiting.append((name, pool.submit(work, name, chunk)))
@@ -122,13 +103,13 @@ def _write_part(
     name: str,
     chunk: pa.Table,
     config: SubsetConfig,
-) -> _Part:
+) -> Part:
     """Write one chunk in the form asked for; hash its samples."""
     pictures = readers.get()
     try:
         if config.as_ in ("shards", "files"):
-            return _write_copies(folder, name, chunk, pictures, config)
-        return _Part(chunk, list(_hashes(chunk, pictures, pictured=config.as_ == "view")))
+            return write_copies(folder, name, chunk, pictures, config)
+        return Part(chunk, list(_hashes(chunk, pictures, pictured=config.as_ == "view")))
     finally:
         readers.put(pictures)
 
@@ -160,15 +141,6 @@ class _Rows:
     def written(self) -> Written:
         """What was written, once it is closed."""
         return Written(self._name, self._file.size, self._file.digest.hexdigest())
-
-
-def sample_hash(line: bytes, text: bytes, image: bytes) -> str:
-    """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
-    digest = hashlib.sha256(
-        b"%b%b%b%b%b" % (_SIZE(len(line)), line, _SIZE(len(text)), text, _SIZE(len(image)))
-    )
-    digest.update(image)
-    return digest.hexdigest()
 
 
 def write_dropped(selection: Selection, folder: Folder) -> Written:
@@ -230,12 +202,12 @@ def _chunks(batches: Iterator[Any], size: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _kept_rows(part: _Part, shard: str, form: str) -> pa.Table:
+def _kept_rows(part: Part, shard: str, form: str) -> pa.Table:
     """The rows of kept.parquet of one chunk: the dataset's columns, and where the sample went."""
     drop = ("laionkit_txt", "laionkit_json", *PLACE_COLUMNS)
     kept = part.rows.drop_columns([name for name in drop if name in part.rows.column_names])
     if form == "files":
-        files = [_file_name(*row) for row in _pairs(part.rows, "key", "image_ext")]
+        files = [file_name(*row) for row in _pairs(part.rows, "key", "image_ext")]
         kept = kept.append_column(SUBSET_FILE, pa.array(files, pa.string()))
     elif form != "parquet":
         kept = kept.append_column(SUBSET_SHARD, pa.array([shard] * len(kept), pa.string()))
@@ -244,90 +216,6 @@ def _kept_rows(part: _Part, shard: str, form: str) -> pa.Table:
 
 def _pairs(rows: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
     return zip(*(rows.column(name).to_pylist() for name in names), strict=True)
-
-
-def _file_name(key: str, extension: str) -> str:
-    return f"{FILES}/{key}.{extension}"
-
-
-def _write_copies(
-    folder: Folder, name: str, chunk: pa.Table, pictures: "Pictures", config: SubsetConfig
-) -> _Part:
-    """Write the samples of one chunk into a tar or as files of their own."""
-    reshape, part = Reshape.of(config), _Part(chunk, [])
-    placed: list[tuple[int, Reshaped | None]] = []
-    with _sink(folder, name, config) as add:
-        for row, (key, extension, image, text, line) in enumerate(pictures.samples(chunk)):
-            shaped = None
-            if reshape is not None:
-                try:
-                    shaped = reshape.apply(image, extension)
-                except PictureError as error:
-                    part.lost.append((key, str(error.reason)))
-                    continue
-                extension, image, line = shaped.extension, shaped.image, shaped.restate(line)
-            add.sample(key, {extension: image, "txt": text, "json": line})
-            part.hashes.append(sample_hash(line, text, image))
-            placed.append((row, shaped))
-    part.tar = add.written()
-    part.rows = restate_rows(chunk, placed) if reshape is not None else chunk
-    return part
-
-
-def _sink(folder: Folder, name: str, config: SubsetConfig) -> "_Tar | _Files":
-    if config.as_ == "files":
-        return _Files(folder)
-    return _Tar(folder, f"{name}.tar", ordered=config.shuffle_seed is None)
-
-
-class _Tar:
-    """A tar that appears whole."""
-
-    def __init__(self, folder: Folder, name: str, *, ordered: bool) -> None:
-        self._name, self._ordered = name, ordered
-        self._target = folder.create(name)
-
-    def __enter__(self) -> "_Tar":
-        self._file = self._target.__enter__()
-        self._tar = ShardWriter(self._file, ordered=self._ordered)
-        self._tar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._tar.__exit__(*error)
-        self._target.__exit__(*error)
-
-    def sample(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add one sample."""
-        self._tar.add(key, members)
-
-    def written(self) -> Written:
-        """The tar, once it is closed."""
-        return Written(self._name, self._file.size, self._file.digest.hexdigest())
-
-
-class _Files:
-    """Samples as files of their own: files/KEY.jpg, KEY.txt, KEY.json."""
-
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
-
-    def __enter__(self) -> "_Files":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-    def sample(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Write one sample. Raises InputError where its key is no file name."""
-        if not key or key.startswith(".") or "/" in key or "\\" in key:
-            raise InputError(f"key {key!r} is no file name: use --as shards")
-        for extension, data in members.items():
-            self._folder.write_bytes(_file_name(key, extension), data)
-
-    def written(self) -> None:
-        """No file stands for all of them."""
-        return
 
 
 def _hashes(chunk: pa.Table, pictures: "Pictures", *, pictured: bool) -> Iterator[str]:

@@ -24,13 +24,13 @@ from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.schemas import RECORDS, SUBSETS
 from laionkit.core.shards import image_member, read_contents, read_member
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.copies import sample_hash
 from laionkit.stages.subset.export import (
     SAMPLE_HASH,
     SUBSET_FILE,
     SUBSET_SHARD,
     VIEW_FILE,
     json_sql,
-    sample_hash,
 )
 from laionkit.stages.subset.pictures import Pictures
 

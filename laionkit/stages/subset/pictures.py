@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from fsspec.utils import merge_offset_ranges
@@ -57,22 +57,28 @@ def locate(selection: Selection, dataset: Folder) -> None:
             selection.drop("picture in its tar", reason, pa.table(keys))
 
 
+def view_cells(rows: pa.Table) -> list[list[Any]]:
+    """VIEW_COLUMNS of rows as lists, caption and JSON in bytes."""
+    told = ("laionkit_txt", "laionkit_json")
+    return [
+        (rows.column(name).cast(pa.binary()) if name in told else rows.column(name)).to_pylist()
+        for name in VIEW_COLUMNS
+    ]
+
+
 class Pictures:
     """Reads pictures out of the dataset's tars, of which it holds the last few open."""
 
     def __init__(self, dataset: Folder) -> None:
         self._dataset = dataset
+        self.is_local = dataset.is_local
         self._records = StageRecords(dataset, SHARD_RECORDS)
         self._tars: dict[str, str] = {}
         self._open: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def samples(self, rows: pa.Table) -> Iterator[tuple[str, str, bytes, bytes, bytes]]:
         """Key, extension, picture, caption and JSON of each row of a view."""
-        told = ("laionkit_txt", "laionkit_json")
-        cells = [
-            (rows.column(name).cast(pa.binary()) if name in told else rows.column(name)).to_pylist()
-            for name in VIEW_COLUMNS
-        ]
+        cells = view_cells(rows)
         for start in range(0, len(rows), READ_AHEAD):
             part = [column[start : start + READ_AHEAD] for column in cells]
             keys, shards, extensions, offsets, sizes, texts, lines = part
@@ -84,7 +90,7 @@ class Pictures:
 
         On an object store they are asked for together, neighbours in one request.
         """
-        if self._dataset.is_local:
+        if self.is_local:
             return [self.read(*place) for place in places]
         paths = [self._dataset.at(self._tar(shard)) for shard, _, _ in places]
         starts = [offset for _, offset, _ in places]
@@ -105,20 +111,35 @@ class Pictures:
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """The bytes of one picture. Raises InputError where the tar is shorter than it was."""
+        file = self._file(shard)
+        if self.is_local:
+            data = os.pread(file.fileno(), size, offset)
+        else:
+            file.seek(offset)
+            data = file.read(size)
+        self._check(shard, len(data) == size)
+        return data
+
+    def read_into(self, room: memoryview, shard: str, offset: int) -> None:
+        """Put the bytes of one picture of a local dataset into `room`, without a copy between.
+
+        Raises InputError where the tar is shorter than it was.
+        """
+        self._check(shard, os.preadv(self._file(shard).fileno(), [room], offset) == len(room))
+
+    def _check(self, shard: str, whole: bool) -> None:
+        if not whole:
+            raise InputError(f"{self._tar(shard)} ended early: it changed while it was read")
+
+    def _file(self, shard: str) -> BinaryIO:
+        """A tar held open."""
         file = self._open.get(shard)
         if file is None:
             file = self._open[shard] = self._dataset.open(self._tar(shard))
             if len(self._open) > MAX_OPEN_TARS:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(shard)
-        if self._dataset.is_local:
-            data = os.pread(file.fileno(), size, offset)
-        else:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) != size:
-            raise InputError(f"{self._tar(shard)} ended early: it changed while it was read")
-        return data
+        return file
 
     def _tar(self, shard: str) -> str:
         if shard not in self._tars:

@@ -1,0 +1,115 @@
+"""The copies of a subset: tars with the pictures' own bytes, or files of their own."""
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from laionkit.core.ahead import OneAhead
+from laionkit.core.errors import InputError
+from laionkit.core.files import Folder, Written
+from laionkit.core.shards import ShardWriter
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.pictures import Pictures, view_cells
+from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
+
+FILES = "files"
+_SIZE = struct.Struct(">Q").pack
+
+
+@dataclass
+class Part:
+    """What became of one chunk: its rows as they were written, the hash of each, the tar if any.
+
+    `lost` are pictures that could not be resized or re-encoded, as (key, reason).
+    """
+
+    rows: pa.Table
+    hashes: list[str]
+    tar: Written | None = None
+    lost: list[tuple[str, str]] = field(default_factory=list)
+
+
+def sample_hash(line: bytes, text: bytes, image: bytes | memoryview) -> str:
+    """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
+    digest = hashlib.sha256(
+        b"%b%b%b%b%b" % (_SIZE(len(line)), line, _SIZE(len(text)), text, _SIZE(len(image)))
+    )
+    digest.update(image)
+    return digest.hexdigest()
+
+
+def file_name(key: str, extension: str) -> str:
+    """Where a subset of single files has a picture."""
+    return f"{FILES}/{key}.{extension}"
+
+
+def write_copies(
+    folder: Folder, name: str, chunk: pa.Table, pictures: Pictures, config: SubsetConfig
+) -> Part:
+    """Write the samples of one chunk into a tar or as files of their own.
+
+    A tar is hashed and written while its next samples are read.
+    """
+    reshape, part = Reshape.of(config), Part(chunk, [])
+    if config.as_ == "files":
+        _write_samples(_Files(folder), part, pictures, reshape)
+        return part
+    with (
+        folder.create(f"{name}.tar") as file,
+        contextlib.closing(OneAhead()) as behind,
+        ShardWriter(file, ordered=config.shuffle_seed is None, behind=behind) as tar,
+    ):
+        if reshape is None and pictures.is_local:
+            _copy_samples(tar, part, pictures)
+        else:
+            _write_samples(tar, part, pictures, reshape)
+    part.tar = Written(f"{name}.tar", file.size, file.digest.hexdigest())
+    return part
+
+
+def _copy_samples(tar: ShardWriter, part: Part, pictures: Pictures) -> None:
+    """Write samples as they are, their pictures read straight to where they are written from."""
+    for key, shard, extension, offset, size, text, line in zip(*view_cells(part.rows), strict=True):
+        room = tar.begin(key, extension, size)
+        pictures.read_into(room, shard, offset)
+        part.hashes.append(sample_hash(line, text, room))
+        tar.go_on({"txt": text, "json": line})
+
+
+def _write_samples(
+    sink: "ShardWriter | _Files", part: Part, pictures: Pictures, reshape: Reshape | None
+) -> None:
+    """Write samples in the form asked for; what cannot be brought into it is lost."""
+    placed: list[tuple[int, Reshaped | None]] = []
+    for row, (key, extension, image, text, line) in enumerate(pictures.samples(part.rows)):
+        shaped = None
+        if reshape is not None:
+            try:
+                shaped = reshape.apply(image, extension)
+            except PictureError as error:
+                part.lost.append((key, str(error.reason)))
+                continue
+            extension, image, line = shaped.extension, shaped.image, shaped.restate(line)
+        sink.add(key, {extension: image, "txt": text, "json": line})
+        part.hashes.append(sample_hash(line, text, image))
+        placed.append((row, shaped))
+    if reshape is not None:
+        part.rows = restate_rows(part.rows, placed)
+
+
+class _Files:
+    """Samples as files of their own: files/KEY.jpg, KEY.txt, KEY.json."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Write one sample. Raises InputError where its key is no file name."""
+        if not key or key.startswith(".") or "/" in key or "\\" in key:
+            raise InputError(f"key {key!r} is no file name: use --as shards")
+        for extension, data in members.items():
+            self._folder.write_bytes(file_name(key, extension), data)
