@@ -1,5 +1,6 @@
 """Shards round-trip; any webdataset tar is read; a broken one yields its good samples."""
 
+import contextlib
 import io
 import tarfile
 
@@ -7,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
-from laionkit.core.files import Folder
+from laionkit.core.files import Folder, HashingFile
 from laionkit.core.shards import (
     ShardWriter,
     image_member,
@@ -115,3 +117,24 @@ def test_tars_are_byte_for_byte_those_of_tarfile(tmp_path, name, size):
                 info.size, info.mode, info.mtime = len(data), 0o444, 0
                 tar.addfile(info, io.BytesIO(data))
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
+
+
+def test_a_tar_written_behind_is_the_same_and_says_what_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr("laionkit.core.shards._WRITE_BYTES", 4096)
+    samples = {f"{n:05d}": {"jpg": bytes([n]) * (n * 700), "txt": b"x" * n} for n in range(12)}
+    write(Folder(tmp_path), samples, "plain.tar")
+    with contextlib.closing(OneAhead()) as behind:
+        with (
+            Folder(tmp_path).create("behind.tar") as file,
+            ShardWriter(file, behind=behind) as tar,
+        ):
+            for key, members in samples.items():
+                tar.begin(key, "jpg", len(members["jpg"]))[:] = members["jpg"]
+                tar.go_on({"txt": members["txt"]})
+        assert (tmp_path / "behind.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
+
+        monkeypatch.setattr(HashingFile, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError), Folder(tmp_path).create("never.tar") as file:
+            with ShardWriter(file, behind=behind) as tar:
+                tar.add("00000", {"jpg": bytes(10_000)})
+    assert not (tmp_path / "never.tar").exists()

@@ -316,7 +316,7 @@ def test_a_run_that_dies_leaves_what_was_there(dataset, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("laionkit.core.shards.ShardWriter.add", full)
+    monkeypatch.setattr("laionkit.core.files.HashingFile.write", full)
     with pytest.raises(StageFailed, match="no space left on the disk"):
         run(dataset, where="punsafe < 0.5")
     assert (dataset.path / "subsets/best/kept.parquet").read_bytes() == before
