@@ -124,17 +124,17 @@ def test_a_tar_written_behind_is_the_same_and_says_what_failed(tmp_path, monkeyp
     samples = {f"{n:05d}": {"jpg": bytes([n]) * (n * 700), "txt": b"x" * n} for n in range(12)}
     write(Folder(tmp_path), samples, "plain.tar")
     with contextlib.closing(OneAhead()) as behind:
-        with (
-            Folder(tmp_path).create("behind.tar") as file,
-            ShardWriter(file, behind=behind) as tar,
-        ):
+        with Folder(tmp_path).create("behind.tar") as file, ShardWriter(file, behind=behind) as tar:
             for key, members in samples.items():
                 tar.begin(key, "jpg", len(members["jpg"]))[:] = members["jpg"]
                 tar.go_on({"txt": members["txt"]})
         assert (tmp_path / "behind.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
 
         monkeypatch.setattr(HashingFile, "write", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError), Folder(tmp_path).create("never.tar") as file:
-            with ShardWriter(file, behind=behind) as tar:
-                tar.add("00000", {"jpg": bytes(10_000)})
+        with (
+            pytest.raises(ZeroDivisionError),
+            Folder(tmp_path).create("never.tar") as file,
+            ShardWriter(file, behind=behind) as tar,
+        ):
+            tar.add("00000", {"jpg": bytes(10_000)})
     assert not (tmp_path / "never.tar").exists()
