@@ -7,6 +7,7 @@ or any other fsspec URL. A folder holds link tables or, where there are none, pi
 import hashlib
 import io
 import os
+import posixpath
 import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
@@ -147,9 +148,16 @@ def _find_on(fs: Any, path: str, text: str) -> Iterator[Source]:
     elif fs.isdir(path):
         paths = sorted(p for p in fs.find(path) if not _is_hidden(p, path))
         tables = _link_tables([p for p in paths if not p.endswith(".txt")])
+        pictures = sum(_suffix(p) in PICTURES for p in paths)
+        # Sets on a hub have a picture or two beside their tables.
+        if tables and pictures >= 10 * len(tables):
+            raise InputError(
+                f"{text} holds {pictures:,} pictures and a table, {posixpath.basename(tables[0])}: "
+                "name the table to read it, or move it elsewhere to read the pictures"
+            )
         if tables:
             yield from (_file(fs, p, _name(fs, p)) for p in tables)
-        elif any(_suffix(p) in PICTURES for p in paths):
+        elif pictures:
             yield PictureFolder(_name(fs, path), fs, path)
         elif texts := _link_tables(paths):
             yield from (_file(fs, p, _name(fs, p)) for p in texts)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laionkit.core.errors import StaleOutput
+from laionkit.core.errors import InputError, StaleOutput
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.runner import Runner, StageReport
@@ -206,3 +206,14 @@ def test_links_and_a_second_folder_can_be_added_to_pictures(album, tmp_path):
     draw(tmp_path / "more/f.jpg")
     report = metadata([str(links), str(tmp_path / "more")], str(tmp_path / "d"), more)
     assert report.counts == Counts.of(6, {"superseded": 1, "duplicate": 1})
+
+
+def test_a_folder_of_pictures_with_a_table_in_it_is_ambiguous(tmp_path):
+    album = tmp_path / "album"
+    for number in range(10):
+        draw(album / f"{number}.jpg")
+    (album / "links.csv").write_text("url\nhttp://a.example/1.jpg\n")
+    with pytest.raises(InputError, match="10 pictures and a table, links.csv: name the table"):
+        make(album, tmp_path / "d")
+    (album / "9.jpg").unlink()
+    assert make(album, tmp_path / "d").counts.ok == 1  # a few pictures beside tables are no album
