@@ -292,7 +292,7 @@ def rate(samples: Any) -> float:
 SEMANTIC = """
 import json, sys, resource, time
 import faiss, numpy as np
-from laionkit.backends import near
+from laionkit.backends import near, near_cells
 who, path, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
 emb_ND = np.load(path, mmap_mode="r")
 def read(which):
@@ -307,7 +307,7 @@ if who == "ours":
     seconds, cpu = time.perf_counter() - started, time.process_time() - began
     np.save(sys.argv[4], np.concatenate(found))
 else:
-    _, own_N = near.cluster(read, rows, clusters, 0)
+    _, own_N = near_cells.cluster(read, rows, clusters, 0)
     np.save(sys.argv[4], own_N)
     seconds = 0.0
     for number in range(clusters):

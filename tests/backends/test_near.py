@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laionkit.backends import near
+from laionkit.backends import near, near_cells
 from laionkit.ops.vectors import unit_rows
 
 
@@ -28,7 +28,9 @@ def vectors(rows: int, dim: int, seed: int) -> np.ndarray:
 )
 def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_cosine, limits):
     for name, value in {"ONE_CLUSTER": 100, **limits}.items():
-        monkeypatch.setattr(near, name, value)
+        for module in (near, near_cells):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     emb_ND = vectors(3000, 32, 1)
     rows = len(emb_ND)
     found = set()
@@ -38,5 +40,5 @@ def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_
     wanted = {tuple(pair) for pair in np.argwhere(cosines >= min_cosine).tolist()}
     assert len(wanted) > 100
     assert found == wanted
-    _, own_N = near.cluster(lambda which: emb_ND[which], rows, 27, 0)
+    _, own_N = near_cells.cluster(lambda which: emb_ND[which], rows, 27, 0)
     assert any(own_N[a] != own_N[b] for a, b in wanted)

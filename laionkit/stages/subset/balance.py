@@ -66,7 +66,7 @@ def _make_clusters(selection: Selection, config: SubsetConfig) -> None:
 
     A picture without a vector is in no cluster, and so under no cap.
     """
-    from laionkit.backends.near import cluster
+    from laionkit.backends.near_cells import cluster
 
     table = selection.table
     table.execute(
