@@ -99,7 +99,7 @@ DECODE = """
 import json, sys, time
 from pathlib import Path
 from laionkit.backends.clip import load_model
-from laionkit.core.shards import image_member, read_contents
+from laionkit.core.tars import image_member, read_contents
 from laionkit.stages.embed import auto_decoders
 from laionkit.stages.embed.pool import DecodePool
 model, folder = sys.argv[1:]

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -101,13 +101,25 @@ def _json_row(line: bytes) -> dict[str, Any] | str | None:
     if not line:
         return ""
     try:
-        value = json.loads(line)
+        value = load_json(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and value else None
 
 
-def json_type(rows: list[dict[str, Any]], name: str) -> pa.DataType:
+def load_json(data: bytes) -> Any:
+    """The value of a JSON text, halves of surrogate pairs (no characters of Unicode) as '?'.
+
+    Raises ValueError or RecursionError where it is none.
+    """
+    value = json.loads(data)
+    if b"\\ud" in data.lower():
+        whole = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        value = json.loads(whole)
+    return value
+
+
+def json_type(rows: Sequence[Mapping[str, Any]], name: str) -> pa.DataType:
     """The type that holds what JSON objects say under a name; text where nothing else does."""
     values = [row.get(name) for row in rows]
     try:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laionkit.core.files import Folder
-from laionkit.core.shards import image_member, list_shards, read_contents, read_member
+from laionkit.core.shards import list_shards
+from laionkit.core.tars import image_member, read_contents, read_member
 from laionkit.ops.images import PictureError, decode
 
 

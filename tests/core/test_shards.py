@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
-from laionkit.core.shards import (
-    ShardWriter,
-    image_member,
-    iterate_samples,
-    read_contents,
-    split_member,
-)
+from laionkit.core.shards import ShardWriter
+from laionkit.core.tars import image_member, iterate_samples, read_contents, split_member
 
 SAMPLES = {f"{i:09d}": {"jpg": bytes([i]) * (i * 700), "txt": b"t"} for i in range(5)}
 
@@ -74,6 +69,79 @@ def test_a_cut_tar_yields_what_is_whole_and_says_so(tmp_path, kept):
         for extension, data in members.items()
     )
     assert len(samples) < len(SAMPLES)
+
+
+def test_samples_across_a_break_are_named(tmp_path):
+    folder = write(Folder(tmp_path), SAMPLES)
+    (tmp_path / "00000.tar").write_bytes(folder.read_bytes("00000.tar")[:6000])
+    with folder.open("00000.tar") as file:
+        contents = read_contents(file)
+    assert not set(contents.cut) & set(contents.samples)
+    assert [*contents.samples, *contents.cut] == list(SAMPLES)[: len(contents.samples) + 1]
+
+
+def odd_tar(path, *members, format=tarfile.GNU_FORMAT):
+    """A tar of (name, bytes), or of (name, type) for what has no bytes."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, what in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(what, bytes) and len(what) > 1:
+                info.size = len(what)
+            else:
+                info.type, info.linkname = what, "/etc/passwd"
+            tar.addfile(info, io.BytesIO(what))
+
+
+def contents_of(path):
+    with path.open("rb") as file:
+        return read_contents(file)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_a_sample_whose_member_has_no_bytes_of_its_own_is_there_without_it(kind, tmp_path):
+    odd_tar(tmp_path / "a.tar", ("a.jpg", b"jpeg"), ("b.jpg", kind), ("c", tarfile.DIRTYPE))
+    contents = contents_of(tmp_path / "a.tar")
+    assert {key: list(members) for key, members in contents.samples.items()} == {
+        "a": ["jpg"],
+        "b": [],
+    }
+    assert contents.damage == ""
+
+
+def test_a_sparse_member_is_not_read_from_where_its_neighbours_lie(tmp_path):
+    info = tarfile.TarInfo("a.jpg")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 0
+    odd_tar(tmp_path / "a.tar", ("b.jpg", b"jpeg"))
+    (tmp_path / "a.tar").write_bytes(info.tobuf() + (tmp_path / "a.tar").read_bytes())
+    assert {k: list(m) for k, m in contents_of(tmp_path / "a.tar").samples.items()} == {
+        "a": [],
+        "b": ["jpg"],
+    }
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_other_encodings_and_names_that_are_no_keys(format, tmp_path):
+    names = ("b\udce9.jpg", "README", ".jpg", "x/._a.jpg", "../a.jpg", "n" * 200 + ".jpg")
+    odd_tar(tmp_path / "a.tar", *((name, b"jpeg") for name in names), format=format)
+    found = contents_of(tmp_path / "a.tar").samples
+    assert list(found) == ["../a", "b\\xe9", "n" * 200]
+    assert all(key.encode() for key in found)
+
+
+def test_a_size_below_nothing_is_damage(tmp_path):
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    header[124:136] = b"-0000000777\0"
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(2048))
+    contents = contents_of(tmp_path / "a.tar")
+    assert (contents.samples, contents.cut) == ({}, ("a",))
+    assert contents.damage
+
+
+@pytest.mark.parametrize("more", [(), (("b" * 200 + ".jpg", b"jpeg"),)])
+def test_a_member_that_comes_twice_is_told(more, tmp_path):
+    odd_tar(tmp_path / "a.tar", ("a.jpg", b"one"), ("a.txt", b"one"), ("a.jpg", b"two"), *more)
+    assert contents_of(tmp_path / "a.tar").repeated == "a.jpg"
 
 
 def test_what_is_no_tar_yields_nothing_and_says_so(tmp_path):

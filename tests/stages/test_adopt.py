@@ -120,6 +120,64 @@ def test_a_key_in_two_tars_is_one_line_that_names_both_and_leaves_nothing(tmp_pa
     assert len(list_shards(Folder(tmp_path / "d"))) == 1
 
 
+def test_a_member_twice_in_one_tar_is_one_line(tmp_path):
+    (tmp_path / "web").mkdir()
+    with tarfile.open(tmp_path / "web/00000.tar", "w") as tar:
+        for _ in range(2):
+            info = tarfile.TarInfo("same.jpg")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"jpg"))
+    with pytest.raises(InputError, match=r"00000\.tar holds 'same\.jpg' twice"):
+        take(tmp_path / "web", tmp_path / "d")
+    assert not list_shards(Folder(tmp_path / "d"))
+
+
+def test_a_cut_tar_gives_its_good_samples_names_the_others_and_says_so(tmp_path, caplog):
+    path = tmp_path / "web/00000.tar"
+    write_tar(path, {f"{name}.jpg": picture(i) for i, name in enumerate("abc")})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"c.jpg\0") + 700])
+    report = take(tmp_path / "web", tmp_path / "d")
+    assert report.counts.model_dump() == {"seen": 3, "ok": 2, "reasons": {"corrupt_tar": 1}}
+    ref = list_shards(Folder(tmp_path / "d"))[0]
+    rows = Folder(tmp_path / "d").read_table(ref.table).to_pylist()
+    assert [(row["key"], row["reason"]) for row in rows] == [
+        ("a", None),
+        ("b", None),
+        ("c", "corrupt_tar"),
+    ]
+    assert "00000.tar is damaged" in caplog.text
+    assert "2 whole samples are taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"key": "other", "status": "failed_to_download", "reason": "?", "width": 1e308}',
+        b'{"width": NaN, "height": -5, "original_width": 99999999999999999999999}',
+        b'{"caption": {"x": 1}, "url": 7, "Caption": "C", "KEY": 2, "kEy": 3}',
+        b'{"": 1, "a\\u0000": 2, "image_path": "p", "IMAGE_PATH": "q"}',
+        b'{"tags": ["\\ud800 lone"], "\\udfff": 1, "hash": 18446744073709551616}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"null",
+    ],
+)
+def test_json_that_lies_or_is_none_costs_no_sample(said, tmp_path):
+    members = {"a.jpg": picture(0), "a.json": said, "b.jpg": picture(1), "b.json": b'{"n": 1}'}
+    write_tar(tmp_path / "web/00000.tar", members)
+    report = take(tmp_path / "web", tmp_path / "d")
+    assert (report.counts.ok, report.counts.reasons) == (2, {})
+    ref = list_shards(Folder(tmp_path / "d"))[0]
+    rows = Folder(tmp_path / "d").read_table(ref.table).to_pylist()
+    assert [(r["key"], r["status"], r["width"], r["height"], r["n"]) for r in rows] == [
+        ("a", "success", 32, 32, None),
+        ("b", "success", 32, 32, 1),
+    ]
+    with DatasetTable(str(tmp_path / "d")) as table:
+        assert table.rows == 2
+
+
 def test_embeddings_are_registered_as_declared(tmp_path):
     write_embeddings(tmp_path / "emb", "0", ["a", "b"])
     write_embeddings(tmp_path / "emb", "1", ["c"])

@@ -10,7 +10,8 @@ from laionkit.backends.clip import load_model
 from laionkit.core.embeddings import list_embeddings, score_files
 from laionkit.core.files import Folder
 from laionkit.core.runner import Runner
-from laionkit.core.shards import image_member, list_shards, read_contents, read_member
+from laionkit.core.shards import list_shards
+from laionkit.core.tars import image_member, read_contents, read_member
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.adopt import AdoptConfig, adopt
 from laionkit.stages.embed import EmbedConfig, embed

@@ -17,9 +17,10 @@ from laionkit.core.progress import Event, SamplesDone, ShardDone, StageStarted
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.schemas import Reason
-from laionkit.core.shards import list_shards, read_contents
+from laionkit.core.shards import list_shards
 from laionkit.core.status import status
 from laionkit.core.table import table
+from laionkit.core.tars import read_contents
 from laionkit.ops.images import decode
 from laionkit.stages import fetch as stage
 from laionkit.stages.fetch import FetchConfig

@@ -10,6 +10,7 @@ after every file was checked and no key was found twice.
 
 import functools
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from laionkit.core.embeddings import (
 )
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.progress import Counts
+from laionkit.core.progress import Counts, Note
 from laionkit.core.records import ShardRecord, StageMade, StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
 from laionkit.core.schemas import RECORDS, SHARD_RECORDS, SHARDS
@@ -248,9 +249,13 @@ class _Checker:
                 files["table"] = self._own_table(name, named)
             return counts, files, {}
         with self.place.open(one.tar) as file:
-            table, damage = shards.table_of_tar(file)
+            table, damage = shards.table_of_tar(file, one.tar)
         if damage and not table.num_rows:
             raise InputError(f"{one.tar} is no readable tar: {damage}")
+        if damage:
+            whole = shards.tar_counts(table).ok
+            text = f"{one.tar} is damaged ({damage}): its {whole} whole samples are taken"
+            self.site.report(Note(STAGE, text, logging.WARNING))
         files["table"] = self._own_table(name, table)
         return shards.tar_counts(table), files, {"damage": damage} if damage else {}
 

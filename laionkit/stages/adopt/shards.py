@@ -1,22 +1,25 @@
 """The table of an adopted tar: the parquet beside it, or one of our own where there is none."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laionkit.backends.line_tables import json_array, json_type
+from laionkit.backends.line_tables import json_array, json_type, load_json
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import FETCHED_COLUMNS, PUBLISHED_COLUMNS, Reason, Status
-from laionkit.core.shards import Member, image_member, read_contents, read_member
+from laionkit.core.tars import Member, image_member, read_contents, read_member, read_text
 from laionkit.ops.images import PictureError, read_size
 from laionkit.ops.laion_schemas import carried_columns
 from laionkit.ops.link_rows import repair
 
+TABLE_SCHEMA = pa.schema([("url", pa.string()), ("caption", pa.string()), *FETCHED_COLUMNS.items()])
 _SIZE_BYTES = 1 << 16
+_MAX_JSON_BYTES = 1 << 24
 
 
 def table_counts(folder: Folder, path: str) -> Counts:
@@ -66,26 +69,37 @@ def with_our_names(table: pa.Table) -> pa.Table | None:
     return pa.table(arrays, names=names)
 
 
-def table_of_tar(file: BinaryIO) -> tuple[pa.Table, str]:
+def table_of_tar(file: BinaryIO, name: str) -> tuple[pa.Table, str]:
     """A table of a webdataset tar's samples, in key order, and what is damaged in it.
 
     Columns: url, caption, img2dataset's, then whatever else the samples' JSON files say, under
-    our names. Sizes are the JSON's, else the picture's own.
+    our names. Sizes are the JSON's, else the picture's own. Raises InputError where a member of
+    the tar called `name` comes twice.
     """
     contents = read_contents(file)
+    if contents.repeated:
+        raise InputError(
+            f"{name} holds {contents.repeated!r} twice: keys are unique in a dataset; write the "
+            "tar anew with each sample once"
+        )
     said = [_json(file, members) for members in contents.samples.values()]
     rows = [
         _row(file, key, members, told)
         for (key, members), told in zip(contents.samples.items(), said, strict=True)
     ]
-    types = {"url": pa.string(), "caption": pa.string(), **FETCHED_COLUMNS}
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
-    for name in dict.fromkeys(name for told in said for name in told if name not in types):
-        kind = json_type(said, name)
-        if any(told.get(name) is not None for told in said):
-            values = json_array([told.get(name) for told in said], kind)
-            table = table.append_column(name, values)
-    return with_our_names(table) or table, contents.damage
+    rows += [_lost(key, Reason.CORRUPT_TAR, contents.damage) for key in contents.cut]
+    table = pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
+    return with_said(table, [*said, *({} for _ in contents.cut)]), contents.damage
+
+
+def with_said(table: pa.Table, said: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of ours, and beside each row what else its sample's JSON file said."""
+    names = dict.fromkeys(name for told in said for name in told if name not in TABLE_SCHEMA.names)
+    for name in names:
+        values = [told.get(name) for told in said]
+        if any(value is not None for value in values):
+            table = table.append_column(name, json_array(values, json_type(said, name)))
+    return with_our_names(table) or table
 
 
 def tar_counts(table: pa.Table) -> Counts:
@@ -103,7 +117,7 @@ def _row(
     picture = image_member(members)
     caption = said.get("caption")
     if "txt" in members:
-        caption = read_member(file, members["txt"]).decode("utf-8", "replace").strip()
+        caption = read_text(file, members["txt"]).strip()
     row = {
         "key": key,
         "url": _text(said.get("url")),
@@ -113,9 +127,13 @@ def _row(
         "sha256": _text(said.get("sha256")),
     }
     if picture is None:
-        reason = Reason.MEMBER_MISSING
-        return {**row, "status": reason.status.value, "reason": reason.value}
+        return row | _lost(key, Reason.MEMBER_MISSING)
     return row | _sizes(said, file, picture[1])
+
+
+def _lost(key: str, reason: Reason, detail: str | None = None) -> dict[str, Any]:
+    about = {"status": reason.status.value, "reason": reason.value, "error_message": detail}
+    return {"key": key, **about}
 
 
 def _sizes(said: dict[str, Any], file: BinaryIO, picture: Member) -> dict[str, int | None]:
@@ -131,13 +149,20 @@ def _sizes(said: dict[str, Any], file: BinaryIO, picture: Member) -> dict[str, i
 
 
 def _json(file: BinaryIO, members: dict[str, Member]) -> dict[str, Any]:
-    if "json" not in members:
+    if "json" not in members or members["json"].size > _MAX_JSON_BYTES:
         return {}
+    return read_json(read_member(file, members["json"]))
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """What a sample's JSON file says under names a column can have; nothing if it is no object."""
     try:
-        value = json.loads(read_member(file, members["json"]))
+        value = load_json(data)
     except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return {name.replace("\0", "?") or "unnamed": told for name, told in value.items()}
 
 
 def _text(value: Any) -> str | None:

@@ -22,6 +22,8 @@ from laionkit.core.schemas import Reason
 from laionkit.ops.images import PictureError, decode
 
 READY = b"ready\n"
+# More than a picture within the pixel limit takes; what is larger is not even read.
+MAX_PICTURE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def _place(
     memory: mmap.mmap, file: BinaryIO, offset: int, size: int, frames: list[Frame], row: int
 ) -> list[str] | None:
     """Decode one picture into every frame; None, or the reason and detail of its loss."""
+    if size > MAX_PICTURE_BYTES:
+        return [Reason.TOO_MANY_BYTES, f"{size} bytes is over {MAX_PICTURE_BYTES}"]
     file.seek(offset)
     try:
         image_HWC = decode(file.read(size)).rgb

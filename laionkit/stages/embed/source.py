@@ -15,14 +15,8 @@ import pyarrow as pa
 
 from laionkit.core.files import Folder
 from laionkit.core.schemas import Reason, Status
-from laionkit.core.shards import (
-    Member,
-    ShardContents,
-    ShardRef,
-    image_member,
-    read_contents,
-    read_member,
-)
+from laionkit.core.shards import ShardRef
+from laionkit.core.tars import Member, ShardContents, image_member, read_contents, read_text
 
 
 @dataclass(frozen=True)
@@ -61,16 +55,12 @@ def open_shard(dataset: Folder, ref: ShardRef, local: "LocalCopies") -> ShardSou
                 dropped.append(Dropped(key, Reason.MEMBER_MISSING, "no jpg, png or webp"))
                 continue
             text = parts.get("txt")
-            caption = _text(read_member(file, text)) if text else known.get(key)
+            caption = read_text(file, text) if text else known.get(key)
             keys.append(key)
             members.append(picture[1])
             captions.append(caption)
     dropped += _missing(table, contents)
     return ShardSource(ref.name, str(path), keys, members, captions, dropped, table)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", errors="replace")
 
 
 def _captions(table: pa.Table) -> dict[str, str | None]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
-from laionkit.core.shards import Member, read_contents, read_member
+from laionkit.core.tars import Member, read_contents, read_member
 from laionkit.stages.subset.export import KEPT_FILE, SUBSET_FILE, VIEW_FILE
 from laionkit.stages.subset.manifest import find_record
 from laionkit.stages.subset.pictures import VIEW_COLUMNS, Pictures
@@ -82,7 +82,8 @@ class _OpenTar:
         samples = read_contents(self._file).samples
         # In the order of the export, which a shuffled subset's keys do not tell.
         self._samples: list[tuple[str, dict[str, Member]]] = sorted(
-            samples.items(), key=lambda sample: min(m.offset for m in sample[1].values())
+            samples.items(),
+            key=lambda sample: min((m.offset for m in sample[1].values()), default=0),
         )
 
     def read(self, rows: Sequence[int]) -> list["Sample"]:

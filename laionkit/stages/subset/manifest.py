@@ -22,7 +22,7 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.schemas import RECORDS, SUBSETS
-from laionkit.core.shards import image_member, read_contents, read_member
+from laionkit.core.tars import image_member, read_contents, read_member
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.copies import sample_hash
 from laionkit.stages.subset.export import (

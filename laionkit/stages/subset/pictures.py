@@ -13,7 +13,8 @@ from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.schemas import SHARD_RECORDS
 from laionkit.core.shard_scan import SHARD
-from laionkit.core.shards import IMAGES_SCHEMA, ShardRef, list_shards, read_images
+from laionkit.core.shards import ShardRef, list_shards
+from laionkit.core.tars import IMAGES_SCHEMA, read_images
 from laionkit.stages.subset.selection import Selection
 
 IN_TARS_SCHEMA = IMAGES_SCHEMA.append(pa.field(SHARD, pa.string()))
