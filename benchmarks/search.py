@@ -48,10 +48,10 @@ from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.search import bits
-from laionkit.search.evaluation import Queries, evaluate, exact_scores
+from laionkit.search.evaluation import Queries, Ranking, evaluate, exact_scores
 from laionkit.search.keep import Keep, prepare
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import CELLS, simulated_filter
+from laionkit.search.tuning import CELLS, simulated_filters
 from laionkit.stages.index import IndexConfig, index
 
 DIM, K, SHARD = 512, 10, 50_000
@@ -280,23 +280,11 @@ def file_order(searcher: Searcher) -> NDArray[np.int64]:
     return np.array([int(key[:5]) * SHARD + int(key[5:]) for key in keys])
 
 
-def truth_of(scores_N: NDArray[np.float32], keep_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The nearest rows of those kept."""
-    rows = np.flatnonzero(keep_N)
-    best = rows[np.argpartition(-scores_N[rows], K - 1)[:K]]
-    return np.asarray(best[np.argsort(-scores_N[best], kind="stable")])
-
-
 def filters(
     scores_N: NDArray[np.float32], seed: int
 ) -> Iterator[tuple[tuple[float, float], NDArray[np.bool_]]]:
     """Every cell's filter of one query."""
-    rng = np.random.default_rng((7, seed))
-    for cell in CELLS:
-        if cell[0] == 1:
-            yield cell, np.ones(len(scores_N), bool)
-        else:
-            yield cell, simulated_filter(scores_N, *cell, rng)
+    return simulated_filters(scores_N, CELLS, np.random.default_rng((7, seed)))
 
 
 def cell_file(place: Path, cell: tuple[float, float], side: str) -> Path:
@@ -315,9 +303,10 @@ def prepare_cells(place: Path, python: str, count: int) -> None:
     truth: dict[Any, list[Any]] = {cell: [] for cell in CELLS}
     for start in range(0, count, RECALL_BATCH):
         for number, scores in enumerate(exact_scores(searcher, queries[start:][:RECALL_BATCH])):
+            ranking = Ranking(scores)
             for cell, keep in filters(scores, start + number):
                 keeps[cell].append(bits.from_mask(keep))
-                truth[cell].append(truth_of(scores, keep))
+                truth[cell].append(ranking.nearest(keep, K))
     peer, told = Peer(place, python), []
     for cell in CELLS:
         np.save(cell_file(place, cell, "ours"), np.stack(keeps[cell]))
@@ -417,10 +406,11 @@ def recall_batch(
     cells: dict[Any, dict[str, Any]] = {cell: {"recalls": [], "exact": []} for cell in CELLS}
     batch = queries_QD[start : start + RECALL_BATCH]
     for number, scores in enumerate(exact_scores(searcher, batch)):
+        ranking = Ranking(scores)
         for cell, keep in filters(scores, start + number):
             keeps = [Keep(bits.from_mask(keep))] if cell[0] < 1 else None
             hits, plan = searcher.nearest(batch[number], K, keeps)
-            truth = truth_of(scores, keep)
+            truth = ranking.nearest(keep, K)
             assert len(hits.rows) == len(truth), f"query {start + number} has a short answer"
             cells[cell]["recalls"].append(len(set(hits.rows) & set(truth)) / len(truth))
             cells[cell]["exact"].append(plan.exact)

@@ -22,9 +22,10 @@ from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
 from laionkit.search.segment import Segment
 from laionkit.search.source import HALVES, JUDGE
-from laionkit.search.tuning import CORRELATIONS, simulated_filter
+from laionkit.search.tuning import CORRELATIONS, simulated_filters
 
 _BLOCK_ROWS = 32_768
+_RANKED = 20_000  # rows in order of a query: ten under any filter that keeps a thousandth
 
 
 class Cell(BaseModel):
@@ -113,8 +114,9 @@ def evaluate(
         found: dict[tuple[float, float], list[_Found]] = {one: [] for one in filters}
         for query, row, scores in _scored(searcher, asked, memory_mib * 2**18):
             rng = np.random.default_rng((seed, len(found[filters[0]])))
-            for one in filters:
-                found[one].append(_one(searcher, query, row, scores, k, one, rng))
+            ranking = Ranking(scores)
+            for one, keep in simulated_filters(scores, filters, rng):
+                found[one].append(_one(searcher, query, row, ranking, keep, k))
         cells += [_cell(kind, *one, each) for one, each in found.items() if each]
     return cells
 
@@ -143,6 +145,30 @@ def exact_scores(searcher: Searcher, vectors_QD: NDArray[np.float32]) -> NDArray
     return scores
 
 
+class Ranking:
+    """A query's exact scores, of which the best are in order: the nearest under any filter."""
+
+    def __init__(self, scores_N: NDArray[np.float32]) -> None:
+        """Put the best in order, enough of them for all filters but narrow or contrary ones."""
+        self.scores_N = scores_N
+        best = np.arange(len(scores_N))
+        if len(best) > _RANKED:
+            best = np.argpartition(-scores_N, _RANKED)[:_RANKED]
+        self._best = best[np.argsort(-scores_N[best], kind="stable")]
+
+    def nearest(self, keep_N: NDArray[np.bool_], k: int) -> NDArray[np.int64]:
+        """The min(k, matches) rows that score best of those kept, best first."""
+        found = self._best[keep_N[self._best]][:k]
+        if len(found) < k:
+            rows = np.flatnonzero(keep_N)
+            scores = self.scores_N[rows]
+            if len(rows) > k:
+                some = np.argpartition(-scores, k)[:k]
+                rows, scores = rows[some], scores[some]
+            found = rows[np.argsort(-scores, kind="stable")]
+        return np.asarray(found, np.int64)
+
+
 class _Found(NamedTuple):
     recall: float
     exact: bool
@@ -153,39 +179,35 @@ def _one(
     searcher: Searcher,
     vector_D: NDArray[np.float32],
     own: int,
-    scores_N: NDArray[np.float32],
+    ranking: Ranking,
+    keep_N: NDArray[np.bool_],
     k: int,
-    kept: tuple[float, float],
-    rng: np.random.Generator,
 ) -> _Found:
     """Recall of one query, whether it was called exact, its milliseconds."""
-    keep = np.ones(len(scores_N), bool)
-    if kept[0] < 1:
-        keep = simulated_filter(scores_N, *kept, rng)
+    kept_N = keep_N.copy()
     for segment in searcher.segments:
         if segment.dead is not None:
-            dead = bits.rows_of(segment.dead, segment.count) + segment.start
-            keep[dead] = False
-    keeps = list(_split(searcher, keep)) if kept[0] < 1 else None
-    if keeps is not None:  # as those of a filter that was asked with before
-        prepare(searcher.segments, keeps)
+            kept_N[bits.rows_of(segment.dead, segment.count) + segment.start] = False
+    keeps = None
+    if not keep_N.all():
+        keeps = list(_split(searcher, kept_N))
+        prepare(searcher.segments, keeps)  # as those of a filter that was asked with before
     started = time.perf_counter()
     found, plan = searcher.nearest(vector_D, k + (own >= 0), keeps)
     seconds = time.perf_counter() - started
     if own >= 0:
-        keep[own] = False
-    rows = np.flatnonzero(keep)
-    k = min(k, len(rows))
-    best = rows[np.argpartition(-scores_N[rows], k - 1)[:k]] if k else rows
+        kept_N[own] = False
+    truth = ranking.nearest(kept_N, k)
     # Rows as near as float32 tells are as good as each other.
-    least = float(scores_N[best].min()) - 2e-6 if k else 0.0
-    right = int((scores_N[found.rows[found.rows != own][:k]] >= least).sum())
-    return _Found(right / k if k else 1.0, plan.exact, 1e3 * seconds)
+    least = float(ranking.scores_N[truth].min(initial=1.0)) - 2e-6
+    hits = found.rows[found.rows != own][:k]
+    right = int((kept_N[hits] & (ranking.scores_N[hits] >= least)).sum())
+    return _Found(right / len(truth) if len(truth) else 1.0, plan.exact, 1e3 * seconds)
 
 
-def _split(searcher: Searcher, keep: NDArray[np.bool_]) -> Iterator[Keep]:
+def _split(searcher: Searcher, keep_N: NDArray[np.bool_]) -> Iterator[Keep]:
     for segment in searcher.segments:
-        yield Keep(bits.from_mask(keep[segment.start : segment.start + segment.count]))
+        yield Keep(bits.from_mask(keep_N[segment.start : segment.start + segment.count]))
 
 
 def _cell(kind: str, selectivity: float, correlation: float, found: Sequence[_Found]) -> Cell:

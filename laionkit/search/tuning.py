@@ -228,18 +228,25 @@ def _median_scored(looks: Sequence[_Look], sure: float) -> float:
     return float(np.median(scored or 1.0))
 
 
-def simulated_filter(
-    scores_N: NDArray[np.float32], selectivity: float, correlation: float,
-    rng: np.random.Generator,
-) -> NDArray[np.bool_]:  # fmt: skip
-    """A filter that keeps a share of rows by a column so correlated with the query's scores.
+def simulated_filters(
+    scores_N: NDArray[np.float32], cells: Iterable[tuple[float, float]], rng: np.random.Generator
+) -> Iterator[tuple[tuple[float, float], NDArray[np.bool_]]]:
+    """Filters that keep a share of rows by columns so correlated with one query's scores.
 
-    Where rows are very many the cut that keeps the share is found on every few of them.
+    They share what is drawn, which is most of the work. Where rows are very many the cut that
+    keeps the share is found on every few of them.
     """
-    column = rng.standard_normal(len(scores_N), np.float32)
-    if correlation:
-        column *= np.float32(np.sqrt(1 - correlation**2))
-        column += (scores_N - scores_N.mean()) * np.float32(correlation / scores_N.std())
-    some = column[:: max(1, len(column) // _CUT_ROWS)]
-    wanted = max(1, round(selectivity * len(some)))
-    return np.asarray(column >= np.partition(some, len(some) - wanted)[len(some) - wanted])
+    noise = rng.standard_normal(len(scores_N), np.float32)
+    unit = (scores_N - scores_N.mean()) / max(float(scores_N.std()), 1e-12)
+    columns: dict[float, NDArray[np.float32]] = {}
+    for selectivity, correlation in cells:
+        if selectivity == 1:
+            yield (selectivity, correlation), np.ones(len(noise), bool)
+            continue
+        if correlation not in columns:
+            columns[correlation] = _column(unit, noise, correlation)
+        column = columns[correlation]
+        some = column[:: max(1, len(column) // _CUT_ROWS)]
+        wanted = max(1, round(selectivity * len(some)))
+        cut = np.partition(some, len(some) - wanted)[len(some) - wanted]
+        yield (selectivity, correlation), column >= cut

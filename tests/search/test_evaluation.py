@@ -12,8 +12,8 @@ from laionkit.core.embeddings import list_embeddings
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.status import status
-from laionkit.search import execute
-from laionkit.search.evaluation import Queries, draw_rows, evaluate
+from laionkit.search import evaluation, execute
+from laionkit.search.evaluation import Queries, Ranking, draw_rows, evaluate
 from laionkit.search.searcher import Searcher
 from laionkit.search.source import TUNE, VectorSource
 from laionkit.stages.index import IndexConfig, index
@@ -81,6 +81,15 @@ def test_finding_itself_alone_is_a_recall_of_nothing(dataset, monkeypatch):
     monkeypatch.setattr(searcher, "nearest", itself)
     (cell,) = evaluate(searcher, {"images": images}, k=1, selectivities=(1.0,))
     assert cell.recall == 0
+
+
+@pytest.mark.parametrize("keeps", [1.0, 0.1, 0.001, 0.0])
+def test_the_truth_is_what_sorting_all_rows_finds(monkeypatch, keeps):
+    monkeypatch.setattr(evaluation, "_RANKED", 200)
+    rng = np.random.default_rng(3)
+    scores, keep = rng.standard_normal(5000).astype(np.float32), rng.random(5000) < keeps
+    every = [row for row in np.argsort(-scores, kind="stable") if keep[row]]
+    assert Ranking(scores).nearest(keep, 10).tolist() == every[:10]
 
 
 def test_no_row_both_tunes_and_judges(dataset):

@@ -7,7 +7,7 @@ from laionkit.search import execute, planner
 from laionkit.search.nearest import Asked
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import Learner, simulated_filter
+from laionkit.search.tuning import Learner, simulated_filters
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, add_scores, clustered, cosines, unit
 
@@ -151,7 +151,7 @@ def test_queries_among_the_vectors_need_less_than_those_far_from_them():
 @pytest.mark.parametrize("correlation", [-0.7, 0.0, 0.7])
 def test_a_simulated_filter_keeps_its_share_and_its_correlation(correlation):
     scores = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
-    keep = simulated_filter(scores, 0.1, correlation, np.random.default_rng(2))
+    ((_, keep),) = simulated_filters(scores, [(0.1, correlation)], np.random.default_rng(2))
     assert keep.sum() == 500
     shift = scores[keep].mean()
     assert shift == pytest.approx(1.755 * correlation, abs=0.15)
