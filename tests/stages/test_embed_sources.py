@@ -94,7 +94,9 @@ def test_a_folder_of_files(tmp_path, small_clip):
         "dog.JPG": picture(1),
         "dog.png": picture(2, kind="PNG"),
         "trip.2024/sea.webp": picture(3, kind="WEBP"), "trip.2024/sea.txt": b"the s\xe9a",
-        "page.jpg": b"<html>", "loop.jpg": picture(4, kind="GIF"), "notes.md": b"nothing",
+        "trip.2024/sea.json": b'{"caption": "no", "url": "u", "similarity": 0.3, "width": 5}',
+        "page.json": b"{", "page.jpg": b"<html>",
+        "loop.jpg": picture(4, kind="GIF"), "notes.md": b"nothing",
     }.items():  # fmt: skip
         (photos / name).write_bytes(data)
     rows, report = embedded(photos, tmp_path / "d", small_clip)
@@ -111,6 +113,9 @@ def test_a_folder_of_files(tmp_path, small_clip):
     table = Folder(tmp_path / "d").read_table(shard.table).to_pylist()
     lost = {row["key"]: row["reason"] for row in table if row["status"] != "success"}
     assert lost == {"page": "not_an_image", "loop": "format_refused"}
+    said = {row["key"]: (row["url"], row["similarity"], row["width"]) for row in table}
+    assert said["trip_2024/sea"] == ("u", 0.3, 90)
+    assert said["cat"] == (None, None, 90)
     assert report.counts.ok == 4
     assert adopt(str(photos), str(tmp_path / "d")).skipped == 1
 
@@ -137,18 +142,25 @@ def test_parquet_with_keys_of_its_own_and_rows_without_a_picture(tmp_path, small
     columns = {
         "uid": ["c", "a", "b"],
         "jpg": [picture(0), None, picture(1)],
-        "url": ["u", "v", "w"],
+        "URL": ["u", "v", "w"],
+        "TEXT": ["one", None, "three"],
+        "AESTHETIC_SCORE": pa.array([5.5, 6.5, None], pa.float32()),
+        "hash": [1, 2, 3],
+        "thumb": [b"x", b"y", b"z"],
+        "boxes": [[1], [], None],
     }
     pq.write_table(pa.table(columns), home / "part.parquet")
     rows, _ = embedded(home, tmp_path / "d", small_clip)
-    assert sorted(rows) == ["b", "c"]
+    assert {key: caption for key, (_, caption) in rows.items()} == {"b": "three", "c": "one"}
     (shard,) = list_shards(Folder(tmp_path / "d"))
     table = Folder(tmp_path / "d").read_table(shard.table).to_pylist()
-    assert {row["key"]: (row["url"], row["reason"]) for row in table} == {
-        "a": ("v", "file_missing"),
-        "b": ("w", None),
-        "c": ("u", None),
+    assert {row["key"]: (row["url"], row["reason"], row["hash"], row["uid"]) for row in table} == {
+        "a": ("v", "file_missing", 2, "a"),
+        "b": ("w", None, 3, "b"),
+        "c": ("u", None, 1, "c"),
     }
+    assert {row["aesthetic_published"] for row in table} == {5.5, 6.5, None}
+    assert not {"thumb", "boxes", "jpg"} & set(table[0])
 
 
 def test_a_key_in_two_sources_names_both(tmp_path, small_clip):

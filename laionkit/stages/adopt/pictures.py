@@ -7,8 +7,8 @@ are, into shards of the dataset's own.
 import hashlib
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.schemas import FETCHED_COLUMNS, SHARDS, Reason, Status
+from laionkit.core.schemas import SHARDS, Reason, Status
 from laionkit.core.shards import ShardWriter
 from laionkit.ops.images import PictureError, read_size
+from laionkit.stages.adopt.shards import TABLE_SCHEMA, read_json, said_text, with_said
 
 FILES_PER_SHARD = 10_000
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -31,14 +32,14 @@ _HEAD_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """Some of a folder's picture files: (key, absolute path, the caption's path or None)."""
+    """Some of a folder's picture files: (key, absolute path, those of the .txt and .json or "")."""
 
     name: str
-    files: tuple[tuple[str, str, str | None], ...]
+    files: tuple[tuple[str, str, str, str], ...]
 
     def paths(self) -> list[str]:
         """Every file of it."""
-        return [path for _, *both in self.files for path in both if path]
+        return [path for _, *paths in self.files for path in paths if path]
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,20 @@ class FoundRows:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture on its way into a tar; None where the source has none."""
+    """One picture on its way into a tar, None where the source has none, and what is said of it."""
 
     key: str
     data: bytes | None
     caption: str | None
-    url: str | None = None
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_files(folder: Folder) -> list[FoundFiles]:
     """The picture files anywhere below `folder`, 10,000 a shard, in the order of their keys.
 
     A key is the path below the folder without its extension; where that is two files' (cat.jpg
-    and cat.png), the extension is part of it. The caption is that of the .txt beside it.
+    and cat.png), the extension is part of it. The caption is that of the .txt beside it, else what
+    the .json there says, which img2dataset writes in its format ``files``.
     """
     root = folder.at("").rstrip("/")
     listed = {path.removeprefix(root).lstrip("/"): path for path in folder.fs.find(root)}
@@ -78,8 +80,8 @@ def find_files(folder: Folder) -> list[FoundFiles]:
     for name in names:
         stem = posixpath.splitext(name)[0]
         own = stem if files_of[stem] == 1 else name
-        caption = listed.get(f"{stem}.txt")
-        found.append((own.replace(".", "_"), listed[name], caption))
+        beside = [listed.get(f"{stem}.{kind}", "") for kind in ("txt", "json")]
+        found.append((own.replace(".", "_"), listed[name], *beside))
     found.sort()
     starts = range(0, len(found), FILES_PER_SHARD)
     digits = max(5, len(str(len(starts))))
@@ -106,24 +108,26 @@ def find_rows(folder: Folder) -> list[FoundRows]:
 
 def _picture_column(schema: pa.Schema) -> str | None:
     """The column of picture bytes; Hugging Face's image columns are structs with ``bytes``."""
-    for field in schema:
-        if pa.types.is_struct(field.type) and "bytes" in {child.name for child in field.type}:
-            return f"{field.name}.bytes"
+    for column in schema:
+        if pa.types.is_struct(column.type) and "bytes" in {child.name for child in column.type}:
+            return f"{column.name}.bytes"
     kinds = (pa.binary(), pa.large_binary())
-    binary: list[str] = [field.name for field in schema if field.type in kinds]
+    binary: list[str] = [column.name for column in schema if column.type in kinds]
     named = [name for name in binary if name.lower().startswith(("image", "img", *PICTURES))]
     return next(iter(named or binary), None)
 
 
 def samples_of_files(place: Folder, found: FoundFiles) -> Iterator[Sample]:
     """The pictures of files; one that went away in the meantime has no bytes."""
-    for key, path, beside in found.files:
+    for key, path, text, about in found.files:
         try:
             data = _read(place, path)
-            caption = _read(place, beside).decode("utf-8", "replace").strip() if beside else None
+            said = read_json(_read(place, about)) if about else {}
+            caption = _read(place, text).decode("utf-8", "replace").strip() if text else None
         except OSError:
-            data, caption = None, None
-        yield Sample(key, data, caption)
+            data, caption, said = None, None, {}
+        caption = said_text(said.get("caption")) if caption is None else caption
+        yield Sample(key, data, caption, said)
 
 
 def _read(place: Folder, path: str) -> bytes:
@@ -137,33 +141,40 @@ def samples_of_rows(place: Folder, found: FoundRows) -> Iterator[Sample]:
         parquet = pq.ParquetFile(file)
         lower = {name.lower(): name for name in reversed(parquet.schema_arrow.names)}
         key, caption, url = (_first(lower, names) for names in (KEYS, CAPTIONS, ("url",)))
-        wanted = [found.column, *(name for name in (key, caption, url) if name)]
         row = 0
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=wanted):
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=_names_read(parquet, found)):
             for line in batch.to_pylist():
-                picture = line[found.column.partition(".")[0]]
+                picture = line.pop(found.column.partition(".")[0])
                 data = picture.get("bytes") if isinstance(picture, dict) else picture
                 own = line[key] if key else None
                 name = f"{found.name}-{row:09d}" if own is None else str(own).replace(".", "_")
-                yield Sample(name, data, _text(line, caption), _text(line, url))
+                text = line.pop(caption) if caption else None
+                if url:
+                    line["url"] = line.pop(url)
+                yield Sample(name, data, said_text(text), line)
                 row += 1
+
+
+def _names_read(parquet: pq.ParquetFile, found: FoundRows) -> list[str]:
+    """The column of pictures and what is said of them; no other binary column, nor nested ones."""
+    binary = (pa.binary(), pa.large_binary())
+    schema = parquet.schema_arrow
+    carried = [f.name for f in schema if f.type not in binary and not pa.types.is_nested(f.type)]
+    return [found.column, *(n for n in carried if n != found.column.partition(".")[0])]
 
 
 def _first(columns: dict[str, str], names: tuple[str, ...]) -> str | None:
     return next((columns[name] for name in names if name in columns), None)
 
 
-def _text(line: dict[str, Any], name: str | None) -> str | None:
-    value = line[name] if name else None
-    return None if value is None else str(value)
-
-
 def copy_shard(home: Folder, name: str, samples: Iterator[Sample]) -> tuple[pa.Table, Written]:
     """Write ``shards/NAME.tar`` of the samples that are pictures; a table of them all, the tar."""
-    path, rows = f"{SHARDS}/{name}.tar", []
+    path, rows, said = f"{SHARDS}/{name}.tar", [], []
     with home.create(path) as file, ShardWriter(file, ordered=False) as tar:
         for sample in samples:
-            row = {"key": sample.key, "url": sample.url, "caption": sample.caption}
+            url = said_text(sample.said.get("url"))
+            row = {"key": sample.key, "url": url, "caption": sample.caption}
+            said.append(sample.said)
             try:
                 extension, about = _look_at(sample.data)
             except PictureError as error:
@@ -176,8 +187,7 @@ def copy_shard(home: Folder, name: str, samples: Iterator[Sample]) -> tuple[pa.T
                 members["txt"] = sample.caption.encode()
             tar.add(sample.key, members)
             rows.append({**row, "status": Status.SUCCESS.value, **about})
-    types = {"url": pa.string(), "caption": pa.string(), **FETCHED_COLUMNS}
-    table = pa.Table.from_pylist(rows, schema=pa.schema(list(types.items())))
+    table = with_said(pa.Table.from_pylist(rows, schema=TABLE_SCHEMA), said)
     return table, Written(path, file.size, file.digest.hexdigest())
 
 

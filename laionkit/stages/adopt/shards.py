@@ -120,11 +120,11 @@ def _row(
         caption = read_text(file, members["txt"]).strip()
     row = {
         "key": key,
-        "url": _text(said.get("url")),
-        "caption": _text(caption),
+        "url": said_text(said.get("url")),
+        "caption": said_text(caption),
         "status": Status.SUCCESS.value,
-        "exif": _text(said.get("exif")),
-        "sha256": _text(said.get("sha256")),
+        "exif": said_text(said.get("exif")),
+        "sha256": said_text(said.get("sha256")),
     }
     if picture is None:
         return row | _lost(key, Reason.MEMBER_MISSING)
@@ -165,7 +165,8 @@ def read_json(data: bytes) -> dict[str, Any]:
     return {name.replace("\0", "?") or "unnamed": told for name, told in value.items()}
 
 
-def _text(value: Any) -> str | None:
+def said_text(value: Any) -> str | None:
+    """What a file says where text is expected: JSON of whatever is none."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
