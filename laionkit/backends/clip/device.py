@@ -2,10 +2,13 @@
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from laionkit.core.errors import ConfigError
 
@@ -47,6 +50,52 @@ def device_count(device: torch.device) -> int:
     if device.type == "cuda" and device.index is None:
         return torch.cuda.device_count()
     return 1
+
+
+class Transfers:
+    """Rows to a device and back, copied while a GPU computes what came before or comes after."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Serve one device."""
+        self._device = device
+        self._copying: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def upload(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of this machine on the device; they may be overwritten when this returns."""
+        if self._copying is None:
+            return rows.to(self._device)
+        pinned = rows.pin_memory()
+        with torch.cuda.stream(self._copying):
+            there = pinned.to(self._device, non_blocking=True)
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._copying)
+        there.record_stream(computing)
+        return there
+
+    def bring_home(self, parts: Sequence[torch.Tensor]) -> Callable[[], NDArray[Any]]:
+        """Begin to copy a device's rows to this machine; what is returned waits for them.
+
+        The copy takes its place behind what the GPU has been given so far, so that waiting for it
+        in another thread does not wait for what it is given afterwards.
+        """
+        if self._copying is None:
+            return lambda: torch.cat(list(parts)).cpu().numpy()
+        rows = sum(len(part) for part in parts)
+        home = torch.empty((rows, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+        at = 0
+        for part in parts:
+            home[at : at + len(part)].copy_(part, non_blocking=True)
+            at += len(part)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> NDArray[Any]:
+            copied.synchronize()
+            return home.numpy()
+
+        return wait
 
 
 class Utilization:

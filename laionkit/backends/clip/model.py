@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 
-from laionkit.backends.clip.device import Precision, has_fast_bf16
+from laionkit.backends.clip.device import Precision, Transfers, has_fast_bf16
 from laionkit.backends.clip.lanes import Lanes
 from laionkit.backends.clip.loading import Loaded
 from laionkit.backends.clip.packed import pack
@@ -45,9 +45,7 @@ class ClipModel:
         self.tokenizer = loaded.tokenizer
         self._facts = loaded.facts()
         self._lanes: Lanes | None = None
-        self._copying: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._transfers = Transfers(device)
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
         self._compiled = compiled
@@ -117,12 +115,12 @@ class ClipModel:
         if not isinstance(images, np.ndarray):
             images = np.array([self.preprocess(image) for image in images])
         parts = [self.embed_images(images[i : i + batch]) for i in range(0, len(images), batch)]
-        return self.gather(parts)
+        return self.bring_home(parts)()
 
     def encode_texts(self, texts: Sequence[str], batch: int = DEFAULT_BATCH) -> NDArray[np.float32]:
         """Embed captions, of like length together. Returns float32 [N, D], unit rows."""
         if not texts:
-            return self.gather([])
+            return self.bring_home([])()
         return self.embed_captions(self.tokenizer(list(texts)), batch)()
 
     def embed_captions(
@@ -130,19 +128,20 @@ class ClipModel:
     ) -> Callable[[], NDArray[np.float32]]:
         """Begin to embed token rows, of like length together.
 
-        The result brings the float32 unit rows home in their order; a GPU works until then.
+        The result waits for the float32 unit rows, in their order; a GPU works until then.
         """
         order = np.argsort(used_lengths(tokens_NT).numpy(), kind="stable")
         pieces = list(_split(order, min(batch, PIECE) if self._lanes else batch))
         parts = self._map(self._embed_piece, [tokens_NT[rows] for rows in pieces])
 
-        def bring_home() -> NDArray[np.float32]:
+        home = self.bring_home(parts)
+
+        def in_order() -> NDArray[np.float32]:
             out = np.empty((len(order), self.dim), np.float32)
-            for rows, part in zip(pieces, parts, strict=True):
-                out[rows] = part.cpu().numpy()
+            out[order] = home()
             return out
 
-        return bring_home
+        return in_order
 
     def _embed_piece(self, tokens_NT: torch.Tensor) -> torch.Tensor:
         return self._within_memory(tokens_NT, lambda chunk: [self.embed_tokens(chunk)])
@@ -194,9 +193,11 @@ class ClipModel:
 
     @torch.inference_mode()
     def _forward_images(self, image_NHWC: NDArray[np.uint8]) -> torch.Tensor:
-        pixels = self._to_device(torch.from_numpy(np.ascontiguousarray(image_NHWC)))
+        pixels = self._transfers.upload(torch.from_numpy(np.ascontiguousarray(image_NHWC)))
         pixels = pixels.permute(0, 3, 1, 2).float()
         pixels = ((pixels - self._mean) / self._std).to(self.precision.dtype)
+        if self._compiled and len(pixels) == 1:  # torch would compile anew for this size
+            return _unit(self._encode_image(pixels.expand(2, -1, -1, -1)))[:1]
         return _unit(self._encode_image(pixels))
 
     @torch.inference_mode()
@@ -208,29 +209,16 @@ class ClipModel:
         """
         if reads_left_to_right(self.module):
             tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
-        tokens_NT = self._to_device(tokens_NT)
+        tokens_NT = self._transfers.upload(tokens_NT)
         if isinstance(self.module, CLIP):
             return _unit(_encode_clip_text(self.module, tokens_NT))
         return _unit(self.module.encode_text(tokens_NT))  # type: ignore[operator]
 
-    def _to_device(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows on the device; to a GPU they are copied while it computes what came before."""
-        if self._copying is None:
-            return rows.to(self.device)
-        pinned = rows.pin_memory()
-        with torch.cuda.stream(self._copying):
-            there = pinned.to(self.device, non_blocking=True)
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self._copying)
-        there.record_stream(computing)
-        return there
-
-    def gather(self, parts: list[torch.Tensor]) -> NDArray[np.float32]:
-        """Rows of several batches, brought home: float32 [N, D]."""
+    def bring_home(self, parts: Sequence[torch.Tensor]) -> Callable[[], NDArray[np.float32]]:
+        """Begin to bring the rows of several batches home: float32 [N, D]."""
         if not parts:
-            return np.empty((0, self.dim), np.float32)
-        rows: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
-        return rows
+            return lambda: np.empty((0, self.dim), np.float32)
+        return self._transfers.bring_home(parts)
 
 
 def text_encoder(loaded: Loaded) -> ClipModel:

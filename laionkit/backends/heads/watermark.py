@@ -18,6 +18,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
+from laionkit.backends.clip.device import Transfers
 from laionkit.backends.clip.preprocess import Preprocess
 from laionkit.backends.heads.files import heads_folder
 from laionkit.core.errors import InputError
@@ -72,7 +73,7 @@ class WatermarkHead:
 
     def to(self, device: torch.device) -> "WatermarkHead":
         """Move it to a device."""
-        self._device = device
+        self._transfers = Transfers(device)
         self._model.eval().to(device)
         self._mean, self._std = (
             torch.tensor(values, device=device).mul(255).view(1, 3, 1, 1)
@@ -89,7 +90,7 @@ class WatermarkHead:
         """Probability of a watermark for each preprocessed picture, fp32 on the device."""
         whole = torch.from_numpy(np.ascontiguousarray(image_NHWC))
         parts = (whole[i : i + AT_ONCE] for i in range(0, len(whole), AT_ONCE))
-        return torch.cat([self._forward(part.to(self._device)) for part in parts])
+        return torch.cat([self._forward(self._transfers.upload(part)) for part in parts])
 
     def _forward(self, image_NHWC: torch.Tensor) -> torch.Tensor:
         pixels = (image_NHWC.permute(0, 3, 1, 2).float() - self._mean) / self._std

@@ -45,6 +45,10 @@ SLOTS = 4
 LONG_RUN_S, WORTH_SAYING = 30.0, 0.2
 
 
+# Rows on their way from the device.
+Coming = Callable[[], NDArray[np.float32]]
+
+
 @dataclass
 class _Shard:
     """A shard in flight: what of it is embedded so far."""
@@ -52,7 +56,9 @@ class _Shard:
     source: ShardSource
     tokens_NT: torch.Tensor | None
     started: float
-    texts: Callable[[], NDArray[np.float32]] | None = None
+    images: Coming | None = None
+    texts: Coming | None = None
+    looks: dict[str, Coming] = field(default_factory=dict)
     waited_s: float = 0.0
     kept: list[int] = field(default_factory=list)
     parts: list[torch.Tensor] = field(default_factory=list)
@@ -134,7 +140,9 @@ class EmbedWorker:
         self._say_what_bounds(time.monotonic() - started)
 
     def _end(self, shard: _Shard, finishing: deque[Future[Outcome]]) -> Iterator[Outcome]:
-        """Begin the captions of a shard whose pictures are done; yield what is finished."""
+        """Embed the captions of a shard whose pictures are done; yield what is finished."""
+        shard.images = self.model.bring_home(shard.parts)
+        shard.looks = {name: self.model.bring_home(parts) for name, parts in shard.looked.items()}
         if shard.tokens_NT is not None:
             shard.texts = self.model.embed_captions(shard.tokens_NT[shard.kept], self.batch)
         if not self.finishes_beside:
@@ -214,9 +222,10 @@ class EmbedWorker:
         self.report(Note(f"embed/{self.folder}", text, logging.WARNING))
 
     def _finish(self, shard: _Shard) -> Outcome:
-        """Bring a shard's vectors home, embed its captions, score, write."""
+        """Take a shard's vectors as they come home, score, write."""
         source, name = shard.source, shard.source.name
-        image_ND = _halves(self.model.gather(shard.parts))
+        assert shard.images is not None
+        image_ND = _halves(shard.images())
         dropped = [*source.dropped, *shard.lost]
         files = {
             "img_emb": output.write_vectors(self.dataset, self.folder, "img_emb", name, image_ND)
@@ -249,8 +258,8 @@ class EmbedWorker:
         keys = [shard.source.keys[i] for i in shard.kept]
         columns = {scorer.column: scorer.score(rows) for scorer in self.scorers}
         for head in self.lookers:
-            looked = shard.looked.get(head.column) or [torch.empty(0)]
-            columns[head.column] = torch.cat(looked).cpu().numpy()
+            look = shard.looks.get(head.column)
+            columns[head.column] = look() if look else np.empty(0, np.float32)
         also = {}
         for column, values in columns.items():
             written = write_scores(self.dataset, column, shard.source.name, keys, values)

@@ -1,5 +1,7 @@
 """The GPU path, where there is a GPU: the same vectors, overlapped copies, little memory."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -92,3 +94,20 @@ def test_a_batch_is_found_and_l14_in_bf16_stays_below_8_gb(tmp_path):
 def test_utilization_is_a_share_or_unknown():
     share = Utilization(torch.device("cuda")).share()
     assert share is None or 0 <= share <= 1
+
+
+def test_rows_come_home_as_they_were_whatever_the_gpu_is_given_meanwhile(small_clip):
+    """As in embed: a shard's rows are waited for in another thread while the next is computed."""
+    model = load_model(f"local-dir:{small_clip}", device="cuda", precision="fp32")
+    batches = np.random.default_rng(3).integers(0, 256, (40, 16, 64, 64, 3), dtype=np.uint8)
+    expected = [model.embed_images(batch).cpu().numpy() for batch in batches]
+    with ThreadPoolExecutor(1) as finisher:
+        coming = []
+        for first in range(0, 40, 4):
+            parts = [model.embed_images(batch) for batch in batches[first : first + 4]]
+            coming.append(finisher.submit(model.bring_home(parts)))
+            del parts
+        for first, rows in zip(range(0, 40, 4), coming, strict=True):
+            np.testing.assert_array_equal(
+                rows.result(), np.concatenate(expected[first : first + 4])
+            )
