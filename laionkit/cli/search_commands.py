@@ -1,19 +1,20 @@
 """index and query: apart from the other commands, so that a query starts without their stages."""
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from laionkit.cli import show, show_search
 from laionkit.cli.options import HowToRun
-from laionkit.core.errors import LaionkitError
+from laionkit.core.errors import ConfigError, LaionkitError
 from laionkit.stages.index import IndexConfig, explain_index
 from laionkit.stages.index import index as index_stage
 from laionkit.stages.query import QueryConfig, answer, open_searcher, query_file
 
 if TYPE_CHECKING:
-    from laionkit.search.found import Found
+    from laionkit.search.planner import Found
 
 flat = Parameter(name="*")
 
@@ -67,6 +68,7 @@ def query(
 ) -> None:
     """Find images of DATASET by TEXT, --image and more, filtered by SQL. Without any: a prompt."""
     if queries is not None:
+        _alone({"TEXT": text, "--image": image, "--vector": vector, "--explain": explain or None})
         written = query_file(dataset, queries, output, config, runner=how.runner())
         show.said({"hits": written, "output": output}, f"{written:,} hits → {output}", how.json)
         return
@@ -80,6 +82,13 @@ def query(
         show.as_json(found.as_json())
     else:
         _show(found, config, explain)
+
+
+def _alone(others: Mapping[str, object]) -> None:
+    """Raise ConfigError where --queries comes with what is for one query."""
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(f"--queries says what to look for: leave out {' and '.join(given)}")
 
 
 def _show(found: "Found", config: QueryConfig, explain: bool) -> None:

@@ -44,11 +44,22 @@ def _read(path: Path) -> list[dict[str, Any]]:
         if name is None:
             there = ", ".join(table.column_names)
             raise ValueError(f"it has no column {' or '.join(_TEXT_COLUMNS)}, but {there}")
-        return [{"text": text} for text in table[name].to_pylist()]
+        return [{"text": text} for text in _texts(table, name)]
     if kind == ".txt":
         lines = path.read_text("utf-8").splitlines()
         return [{"text": line.strip()} for line in lines if line.strip()]
     raise ValueError("queries come as .txt, .parquet or .npy")
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    kind = table.schema.field(name).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"its column {name} holds {kind}, not texts")
+    texts: list[str] = table[name].to_pylist()
+    empty = next((row for row, text in enumerate(texts) if not (text or "").strip()), None)
+    if empty is not None:
+        raise ValueError(f"row {empty} (from 0) of its column {name} says nothing to look for")
+    return texts
 
 
 def search_many(

@@ -4,6 +4,7 @@ Rows of a segment with lists are renumbered in list order, so that a list is a r
 vectors, codes, filter bitmaps and metadata share one order.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,17 @@ from laionkit.backends import knn, knn_build
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
-from laionkit.search.heap import give_back_heap
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
-from laionkit.search.nearest import Asked
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
-from laionkit.search.tuning import CELLS, FILTERED_QUERIES, LEARNT_ROWS, QUERIES, Learner
+from laionkit.search.tuning import (
+    CELLS,
+    FILTERED_QUERIES,
+    LEARNT_ROWS,
+    QUERIES,
+    Asked,
+    Learner,
+)
 
 # k-means gains little from more: on a million vectors 256 a list instead of 64 cut the rows to
 # score for a recall of 0.95 from 10 % to 9.9 %. Twice the lists cut them to 8 %.
@@ -125,7 +131,7 @@ def build_segment(
     order = kept
     if shape.lists:
         order = _write_lists(dataset, base, source, kept, shape, built)
-        give_back_heap()
+        _give_back_heap()
     else:
         with dataset.create(base + VECTORS) as file:
             halves = (block.half for block in source.blocks(kept))
@@ -229,6 +235,18 @@ def _write_rows(
                 )
         writer.close()
     built.add("rows", path, file)
+
+
+def _give_back_heap() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps blocks of up to 32 MB that numpy freed: a hundred MiB after the lists of a million
+    vectors are written, which the next step of a build would come on top of. Other C libraries
+    are left as they are.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _io(file: HashingFile) -> Any:

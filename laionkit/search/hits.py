@@ -4,8 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from laionkit.search.found import Found
-from laionkit.search.planner import Plan
+from laionkit.search.planner import Found, Plan
 
 
 class Hits(pd.DataFrame):

@@ -7,7 +7,9 @@ from that, and from how scores spread within lists, follows which lists can hold
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
 
 Method = Literal["empty", "scan", "probe"]
 
@@ -93,3 +95,14 @@ class Plan:
             "steps": [vars(step) for step in self.steps],
             "milliseconds": self.milliseconds,
         }
+
+
+class Found(NamedTuple):
+    """Hits, best first: key, match, caption, url, every score, shard, row. `plan` says how."""
+
+    table: pa.Table
+    plan: Plan
+
+    def as_json(self) -> dict[str, Any]:
+        """Hits and plan as JSON values; what was not scored is NaN."""
+        return {"hits": self.table.to_pylist(), "plan": self.plan.as_json()}

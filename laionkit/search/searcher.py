@@ -23,10 +23,9 @@ from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
 from laionkit.search.filters import Filters, FilterTable
 from laionkit.search.foreign import ForeignSegment
-from laionkit.search.found import Found
 from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
-from laionkit.search.planner import Plan
+from laionkit.search.planner import Found, Plan
 from laionkit.search.queries import Encoder, Image, check_vector, read_vector
 from laionkit.search.scores import Scores
 

@@ -12,6 +12,7 @@ Shapes: Q queries, F of them under filters, S sampled rows, L lists, D dimension
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 
 from laionkit.backends.knn import Float16, spreads
 from laionkit.backends.knn_build import widen
-from laionkit.search.nearest import Asked, Held
 from laionkit.search.reach import (
     CAUTIOUS,
     SELECTIVITIES,
@@ -37,9 +37,58 @@ FILTERED_QUERIES = 300
 # Recall of 300 queries strays by 0.005, of 500 by 0.004: 300 once were lucky and 0.952 was reached.
 QUERIES = 500
 LEARNT_ROWS = 32_768  # rows that all queries score at a time: 64 MB
+_TOP = 64  # rows that a query remembers: what its first look finds is among them
 _NO_HIT = -2.0  # below every cosine
 _CUT_ROWS = 100_000
 _CUT_COLUMNS = 4096  # rows a query, of which the narrowest filter keeps four
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Held-out queries, unit vectors, and the row that each is (-1: none), no hit of its own.
+
+    Rows are told by their place in list order. `kind` says what queries are: ``texts`` or
+    ``images``.
+    """
+
+    vectors_QD: NDArray[np.float32]
+    own_Q: NDArray[np.int64]
+    kind: str
+
+
+@dataclass
+class Held:
+    """What a query saw under one filter: matches of each list, the best rows and their lists."""
+
+    matches_L: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    lists: NDArray[np.int64]
+
+    @classmethod
+    def nothing(cls, matches_L: NDArray[np.int32]) -> "Held":
+        """No row yet."""
+        return cls(matches_L, np.empty(0, np.float32), np.empty(0, np.int64))
+
+    def count(self, lists: NDArray[np.int64]) -> None:
+        """Count more matching rows, that come in list order."""
+        if len(lists):
+            counts = np.bincount(lists - lists[0])
+            self.matches_L[lists[0] : lists[0] + len(counts)] += counts.astype(np.int32)
+
+    def keep(self, scores: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
+        """Keep the best of what was kept and of more rows."""
+        if len(self.scores) == _TOP:
+            better = scores > self.scores[-1]
+            if not better.any():
+                return
+            scores, lists = scores[better], lists[better]
+        if len(scores) > _TOP:
+            best = np.argpartition(-scores, _TOP)[:_TOP]
+            scores, lists = scores[best], lists[best]
+        scores = np.concatenate([self.scores, scores])
+        order = np.argsort(-scores)[:_TOP]
+        self.scores = scores[order]
+        self.lists = np.concatenate([self.lists, lists])[order]
 
 
 class Learner:
@@ -68,7 +117,8 @@ class Learner:
         self._spread_L, scores_FS = spreads(means_LD), some_FD @ sample_SD.T
         near_FS = (some_FD @ means_LD.T)[:, lists_S]
         self._tail_at, self._tail = _tail((scores_FS - near_FS) / self._spread_L[lists_S])
-        self._mean_F, self._deviation_F = scores_FS.mean(1), scores_FS.std(1)
+        # Where all vectors are one no score strays from the mean.
+        self._mean_F, self._deviation_F = scores_FS.mean(1), np.maximum(scores_FS.std(1), 1e-12)
         unit_FS = scores_FS[:, :_CUT_COLUMNS] - self._mean_F[:, None]
         self._cuts = _cuts(unit_FS / self._deviation_F[:, None], self._rng)
         sizes = sizes_L.astype(np.int32)

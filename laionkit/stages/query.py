@@ -11,8 +11,8 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
 
 if TYPE_CHECKING:
-    from laionkit.search.found import Found
     from laionkit.search.hits import Hits
+    from laionkit.search.planner import Found
     from laionkit.search.queries import Image
     from laionkit.search.searcher import Searcher
 
@@ -153,6 +153,8 @@ def query_file(
         raise ConfigError(f"out={out!r}: hits of many queries go to a .parquet file")
     if not Path(out).absolute().parent.is_dir():
         raise InputError(f"out={out!r}: there is no folder {Path(out).absolute().parent}")
+    if config.sheet is not None:
+        raise ConfigError(f"sheet={config.sheet!r}: a sheet is drawn of the hits of one query")
     wanted = read_queries(queries)
     searcher = open_searcher(dataset, config.as_name, runner, config.allow_private)
     return search_many(searcher, wanted, _settings(config), out)

@@ -90,3 +90,16 @@ def test_json_is_one_document(laionkit, dataset):
     assert laionkit("status", dataset, "--json").json()[0]["stage"] == "metadata"
     names = {column["name"] for column in laionkit("columns", dataset, "--json").json()}
     assert {"key", "url", "caption"} <= names
+
+
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [
+        (("a fox",), "TEXT"),
+        (("--vector", "one.npy", "--explain"), "--vector and --explain"),
+        (("--sheet", "hits.png"), "one query"),
+    ],
+)
+def test_many_queries_go_with_nothing_for_one(laionkit, dataset, flags, left_out):
+    ran = laionkit("query", dataset, *flags, "--queries", "texts.txt", "-o", dataset / "x.parquet")
+    assert_refused(ran, left_out)

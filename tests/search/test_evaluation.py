@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -163,10 +164,19 @@ def test_many_queries_are_answered_into_one_parquet(dataset, tmp_path):
         ("a.csv", b"x", "txt, .parquet or .npy"),
         ("a.npy", b"x", "cannot be read"),
         ("a.txt", b"\n", "no query"),
+        ("a.txt", b"\xff", "cannot be read"),
+        ("a.parquet", b"x", "cannot be read"),
+        ("a.parquet", {"x": [1]}, "has no column text or query or caption, but x"),
+        ("a.parquet", {"text": [1, 2]}, "column text holds int64, not texts"),
+        ("a.parquet", {"query": ["a fox", None]}, "row 1 .* says nothing"),
+        ("a.parquet", {"caption": [" "]}, "row 0 .* says nothing"),
     ],
 )
 def test_unreadable_queries_are_one_clear_line(dataset, tmp_path, name, data, message):
-    (tmp_path / name).write_bytes(data)
+    if isinstance(data, dict):
+        pq.write_table(pa.table(data), tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=message):
         query_file(str(dataset), str(tmp_path / name), str(tmp_path / "out.parquet"))
     with pytest.raises(ConfigError, match="parquet"):

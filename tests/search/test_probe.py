@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from laionkit.search import execute, planner
-from laionkit.search.nearest import Asked
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
-from laionkit.search.tuning import Learner, simulated_filters
+from laionkit.search.tuning import Asked, Learner, simulated_filters
 from laionkit.stages.index import IndexConfig, index
 from tests.search.datasets import add_embeddings, add_scores, clustered, cosines, unit
 
