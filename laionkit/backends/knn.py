@@ -209,8 +209,19 @@ class ListStore:
         quantizer = faiss.downcast_index(self._index.quantizer)
         self.means_LD: Float32 = np.ascontiguousarray(quantizer.reconstruct_n(0, lists))
         self.spread_L: Float32 = spreads(self.means_LD)
-        if self.starts[-1] != self._index.ntotal:
-            raise InputError(f"{path} says {self._index.ntotal} rows and holds {self.starts[-1]}")
+        if self.starts[-1] != self._index.ntotal or self._last_row() != self.starts[-1] - 1:
+            raise InputError(
+                f"{path} does not hold the {self._index.ntotal} rows that it says: "
+                "run laionkit index --fresh"
+            )
+
+    def _last_row(self) -> int:
+        """The number of the last row, which lies at the file's end; -1 where there is none."""
+        held = np.flatnonzero(self.sizes_L)
+        if not len(held):
+            return -1
+        size = int(self.sizes_L[held[-1]])
+        return int(faiss.rev_swig_ptr(self._index.invlists.get_ids(int(held[-1])), size)[-1])
 
     def near(self, query_D: Float32) -> Float32:
         """The mean score of each list's rows."""

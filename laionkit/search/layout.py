@@ -14,7 +14,9 @@ Beside them lies the view that faiss and clip-retrieval open: ``image.index``, `
 ``metadata/``.
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
@@ -39,14 +41,15 @@ class SegmentInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
+    # They become paths, of a local copy too: a remote pointer must not lead out of that.
+    name: str = Field(pattern=r"^[\w-][\w.-]*$")
     rows: int
     vectors_sha256: str = ""
     lists: int = 0
     code_bits: int = 8
     drift: float = 0.0
     dead: int = 0
-    dead_file: str = ""
+    dead_file: str = Field("", pattern=r"^(segments/[\w-]+/dead-\d+\.bits)?$")
     reach: Reach = Reach()
     shards: dict[str, str] = {}
 
@@ -61,9 +64,15 @@ class Pointer(BaseModel):
 
     generation: int
     model: str
-    dim: int
-    segments: tuple[SegmentInfo, ...]
+    dim: int = Field(ge=1)
+    segments: tuple[SegmentInfo, ...] = Field(min_length=1)
     forgotten: str = ""
+
+    @model_validator(mode="after")
+    def _no_segment_twice(self) -> Self:
+        if len({segment.name for segment in self.segments}) < len(self.segments):
+            raise ValueError("a segment is named twice")
+        return self
 
     @property
     def rows(self) -> int:

@@ -79,7 +79,13 @@ def _open_segments(folder: Folder, pointer: Pointer) -> list[Segment]:
     segments: list[Segment] = []
     start = 0
     for info in pointer.segments:
-        segments.append(open_segment(folder, info, start))
+        segment = open_segment(folder, info, start)
+        if segment.vectors.dim != pointer.dim:
+            raise InputError(
+                f"{folder}: segment {info.name} holds vectors of {segment.vectors.dim} dimensions, "
+                f"and the index says {pointer.dim}: run laionkit index --fresh"
+            )
+        segments.append(segment)
         start += info.rows
     return segments
 

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from laionkit.backends import knn
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.search import bits
 from laionkit.search.arrow import as_arrow
 from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
 
 ROW_COLUMNS = ("key", "caption", "url", "shard", "row")
+_FEW = 256  # rows that are checked one by one; for more it costs less to check all of a batch once
 
 
 class Rows(Protocol):
@@ -35,6 +37,8 @@ class MappedRows:
 
     def __init__(self, path: str) -> None:
         """Map the file. Raises InputError where it is missing or truncated."""
+        self._path = path
+        self._checked: set[int] = set()
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(path))
             self.batches = [
@@ -50,20 +54,41 @@ class MappedRows:
         return int(self._starts[-1])
 
     def take(self, rows: NDArray[np.int64]) -> pa.Table:
-        """ROW_COLUMNS of some rows, in the order given."""
+        """ROW_COLUMNS of some rows, in the order given.
+
+        Raises InputError where they are damaged.
+        """
         order = np.argsort(rows, kind="stable")
         cuts = np.searchsorted(rows[order], self._starts)
-        parts = [
-            self.batches[i].take(as_arrow(rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i]))
-            for i in np.flatnonzero(np.diff(cuts))
-        ]
+        parts = []
+        for i in np.flatnonzero(np.diff(cuts)).tolist():
+            here = rows[order[cuts[i] : cuts[i + 1]]] - self._starts[i]
+            self._check(i, here)
+            parts.append(self.batches[i].take(as_arrow(here)))
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.Table.from_batches(parts, self._reader.schema).take(as_arrow(back))
 
     def keys(self) -> pa.ChunkedArray:
         """Every row's key, in order."""
+        for i in range(len(self.batches)):
+            self._check(i, None)
         return pa.chunked_array([batch["key"] for batch in self.batches], pa.string())
+
+    def _check(self, number: int, rows: NDArray[np.int64] | None) -> None:
+        """Raise InputError where some rows, or all, are damaged: Arrow would read anywhere."""
+        if number in self._checked:
+            return
+        batch = self.batches[number]
+        try:
+            if rows is not None and len(rows) <= _FEW:
+                for row in rows.tolist():
+                    batch.slice(row, 1).validate(full=True)
+            else:
+                batch.validate(full=True)
+                self._checked.add(number)
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{self._path} is damaged: run laionkit index --fresh") from error
 
 
 class Segment:
@@ -75,13 +100,13 @@ class Segment:
         self.vectors = knn.FlatStore(folder.local_path(segment_file(info.name, VECTORS)))
         rows = MappedRows(str(folder.local_path(segment_file(info.name, ROWS))))
         self.rows = rows
-        self.dead: knn.Bitmap | None = None
-        if info.dead:
-            self.dead = np.frombuffer(folder.read_bytes(info.dead_file), np.uint8)
+        self.dead = _read_dead(folder, info) if info.dead_file else None
         self.lists: knn.ListStore | None = None
+        counts = {"vectors": self.vectors.rows, "rows": len(rows)}
         if info.lists:
             self.lists = knn.ListStore(folder.local_path(segment_file(info.name, LISTS)))
-        for what, count in (("vectors", self.vectors.rows), ("rows", len(rows))):
+            counts["rows in lists"] = int(self.lists.starts[-1])
+        for what, count in counts.items():
             if count != info.rows:
                 raise InputError(
                     f"{folder}/{segment_file(info.name, '')}: {count} {what}, and the index "
@@ -101,3 +126,14 @@ class Segment:
             for batch in self.rows.batches
         ]
         return np.concatenate(parts)
+
+
+def _read_dead(folder: Folder, info: SegmentInfo) -> knn.Bitmap:
+    """The rows that are taken down. Raises InputError where they are not those that were marked."""
+    dead = np.frombuffer(folder.read_bytes(info.dead_file), np.uint8)
+    if len(dead) != -(-info.rows // 8) or bits.count(dead) != info.dead:
+        raise InputError(
+            f"{folder}/{info.dead_file} does not hold the {info.dead} rows that were taken down: "
+            "run laionkit index --fresh"
+        )
+    return dead

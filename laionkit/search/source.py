@@ -55,6 +55,8 @@ class VectorSource:
         return int(self.starts[-1])
 
     def _check_shape(self, ref: EmbeddingRef, shape: tuple[int, ...]) -> None:
+        if not shape[1]:
+            raise InputError(f"{ref.image} holds vectors of 0 dimensions: embed that shard again")
         if shape[1] != self.dim:
             raise InputError(
                 f"{ref.image} holds vectors of {shape[1]} dimensions, the others {self.dim}: "

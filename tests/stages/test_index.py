@@ -106,6 +106,7 @@ def test_any_float_type_and_memory_order_is_taken(tmp_path):
         (np.array([[1.0] * 16, [0.0] * 16], np.float16), r"row 1 holds only zeros"),
         (np.ones((3, 16), np.int8), "holds int8"),
         (clustered(5, 12), "12 dimensions, the others 16"),
+        (np.ones((5, 0), np.float16), "img_emb_00002.npy holds vectors of 0 dimensions"),
     ],
 )
 def test_unusable_vectors_are_refused_by_file_and_row(dataset, vectors, message):
@@ -114,6 +115,15 @@ def test_unusable_vectors_are_refused_by_file_and_row(dataset, vectors, message)
     with pytest.raises(InputError, match=message):
         index(str(dataset))
     assert not (dataset / "index/toy/segments.json").exists()
+
+
+@pytest.mark.parametrize("vector", [[1.0], [0.6, 0.8]])
+def test_vectors_that_are_all_the_same_are_all_found(tmp_path, vector):
+    add_embeddings(tmp_path, "00000", np.repeat(np.array([vector], np.float16), 500, axis=0))
+    index(str(tmp_path), IndexConfig(kind="ivf", evaluate=3))
+    searcher = Searcher(tmp_path)
+    assert searcher.search(vector=vector, k=600).key.nunique() == 500
+    assert len(searcher.search(vector=vector, k=600, dedup=0.99)) == 1
 
 
 def test_counts_that_disagree_name_both_files(dataset):
@@ -136,6 +146,56 @@ def test_a_truncated_index_is_refused(dataset, file):
     path = dataset / "index/toy/segments/00001" / file
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(InputError, match="run laionkit index"):
+        Searcher(dataset)
+
+
+def test_a_list_file_short_of_its_last_row_is_refused(dataset):
+    index(str(dataset), IndexConfig(kind="ivf"))
+    path = dataset / "index/toy/segments/00001/lists.index"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="run laionkit index --fresh"):
+        Searcher(dataset)
+
+
+def test_damaged_rows_are_refused_before_they_are_read(dataset):
+    index(str(dataset))
+    path = dataset / "index/toy/segments/00001/rows.arrow"
+    data = bytearray(path.read_bytes())
+    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+        offsets = file.get_batch(0)["caption"].buffers()[1].to_pybytes()[: 4 * 301]
+    at = data.index(offsets)
+    data[at + 4 * 7 : at + 4 * 8] = np.int32(2**30).tobytes()  # row 7 begins a gigabyte on
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"rows.arrow is damaged: run laionkit index --fresh"):
+        first_hit(dataset, VECTORS[7])
+    with pytest.raises(InputError, match=r"rows.arrow is damaged"):
+        Searcher(dataset).search(vector=VECTORS[9], k=300)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 8}, "vectors of 16 dimensions, and the index says 8"),
+        ({"segments": []}, "malformed"),
+        ({"twice": True}, "malformed"),
+        ({"name": "../../elsewhere"}, "malformed"),
+        ({"rows": 7}, "300 vectors, and the index says 7"),
+        ({"dead": 3, "dead_file": "segments/00001/dead-00001.bits"}, "does not hold the 3 rows"),
+        ({"dead_file": "../secret"}, "malformed"),
+    ],
+)
+def test_a_pointer_that_tells_untruths_is_refused(dataset, change, message):
+    index(str(dataset))
+    path = dataset / "index/toy/segments.json"
+    told = json.loads(path.read_text())
+    (segment,) = told["segments"]
+    (dataset / "index/toy/segments/00001/dead-00001.bits").write_bytes(bytes(38))
+    if change.pop("twice", False):
+        told["segments"] *= 2
+    for name, value in change.items():
+        (told if name in told else segment)[name] = value
+    path.write_text(json.dumps(told))
+    with pytest.raises(InputError, match=message):
         Searcher(dataset)
 
 
