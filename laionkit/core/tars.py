@@ -54,10 +54,7 @@ def read_contents(file: BinaryIO) -> ShardContents:
     """
     plain = _plain_members(file)
     if plain is not None:
-        names, places = plain
-        return _contents(
-            ((name, Member(*place)) for name, place in zip(names, places, strict=True))
-        )
+        return _contents((name, Member(*place)) for name, *place in zip(*plain, strict=True))
     found: list[tuple[str, Member | None]] = []
     damage = ""
     file.seek(0)
@@ -125,12 +122,12 @@ def read_images(file: BinaryIO) -> tuple[pa.Table, str]:
         images = ((key, image_member(members)) for key, members in contents.samples.items())
         return _image_table([(key, i[0], *i[1]) for key, i in images if i]), contents.damage
     found: dict[str, tuple[str, str, int, int]] = {}
-    for name, place in zip(*plain, strict=True):
+    for name, offset, size in zip(*plain, strict=True):
         if name.lower().endswith(IMAGE_EXTENSIONS):
             key, extension = split_member(name)
             rank = _IMAGE_RANK.get(extension) if key and not key.endswith("/") else None
             if rank is not None and (key not in found or rank <= _IMAGE_RANK[found[key][1]]):
-                found[key] = key, extension, *place
+                found[key] = key, extension, offset, size
     return _image_table(list(found.values())), ""
 
 
@@ -139,22 +136,24 @@ def _image_table(rows: list[tuple[str, str, int, int]]) -> pa.Table:
     return pa.table(list(map(list, columns)), schema=IMAGES_SCHEMA)
 
 
-def _plain_members(file: BinaryIO) -> tuple[list[str], list[tuple[int, int]]] | None:
-    """Names and places (offset, size) in a whole tar of plain files, faster than ``tarfile``.
+def _plain_members(file: BinaryIO) -> tuple[list[str], list[int], list[int]] | None:
+    """Names, offsets and sizes in a whole tar of plain files, faster than ``tarfile``.
 
     None where anything else is met (long names, links, damage): then ``tarfile`` judges.
     """
     size = file.seek(0, io.SEEK_END)
     read_ahead = _reader(file)
     names: list[str] = []
-    places: list[tuple[int, int]] = []
+    offsets: list[int] = []
+    sizes: list[int] = []
     headers: list[bytes] = []
-    offset, start, ahead = 0, 0, b""
-    while offset + _BLOCK <= size:
-        header = ahead[offset - start : offset - start + _BLOCK]
-        if len(header) < _BLOCK:
-            start, ahead = offset, read_ahead(offset)
-            header = ahead[:_BLOCK]
+    at, start, ahead, end = 0, 0, b"", 0  # `at` and `end` count from `start`
+    while start + at + _BLOCK <= size:
+        if at + _BLOCK > end:
+            start += at
+            ahead, at = read_ahead(start), 0
+            end = len(ahead)
+        header = ahead[at : at + _BLOCK]
         ended = header == _ZERO_BLOCK
         if ended or len(headers) == _HEADERS_AT_ONCE:
             some = _plain_names(headers)
@@ -163,17 +162,18 @@ def _plain_members(file: BinaryIO) -> tuple[list[str], list[tuple[int, int]]] | 
             names += some
             headers = []
         if ended:
-            return names, places
+            return names, offsets, sizes
         try:
-            length = int(header[124:136].rstrip(b"\0 "), 8)
+            length = int(header[124:135], 8)
         except ValueError:
             return None
         if length < 0:
             return None
         headers.append(header)
-        offset += _BLOCK
-        places.append((offset, length))
-        offset += length + -length % _BLOCK
+        at += _BLOCK
+        offsets.append(start + at)
+        sizes.append(length)
+        at += length + -length % _BLOCK
     return None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
-from laionkit.core.shards import ShardWriter
+from laionkit.core.shards import ShardWriter, sample_frames
 from laionkit.core.tars import image_member, iterate_samples, read_contents, split_member
 
 SAMPLES = {f"{i:09d}": {"jpg": bytes([i]) * (i * 700), "txt": b"t"} for i in range(5)}
@@ -187,6 +187,24 @@ def test_tars_are_byte_for_byte_those_of_tarfile(tmp_path, name, size):
     assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
+@pytest.mark.parametrize("longest", ["00009", "k" * 90 + "é", "f" * 60 + "/" + "k" * 60])
+def test_a_tar_put_together_from_frames_is_that_of_samples_added(tmp_path, longest):
+    images = {f"{n:05d}": bytes([n]) * (n * 300) for n in range(5)} | {longest: b"x" * 512}
+    others = {"txt": [b"t" * n for n in range(6)], "json": [b"{}" * 300] * 6}
+    samples = {
+        key: {"jpg": image, **{name: column[i] for name, column in others.items()}}
+        for i, (key, image) in enumerate(images.items())
+    }
+    write(Folder(tmp_path), samples, "added.tar")
+    sizes = list(map(len, images.values()))
+    frames = sample_frames(list(images), ["jpg"] * 6, sizes, others)
+    with Folder(tmp_path).create("framed.tar") as file, ShardWriter(file) as writer:
+        for (head, behind), image in zip(frames, images.values(), strict=True):
+            whole = head + image + behind
+            writer.room(len(whole))[:] = whole
+    assert (tmp_path / "framed.tar").read_bytes() == (tmp_path / "added.tar").read_bytes()
+
+
 def test_a_tar_written_behind_is_the_same_and_says_what_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("laionkit.core.shards._WRITE_BYTES", 4096)
     samples = {f"{n:05d}": {"jpg": bytes([n]) * (n * 700), "txt": b"x" * n} for n in range(12)}
@@ -194,8 +212,7 @@ def test_a_tar_written_behind_is_the_same_and_says_what_failed(tmp_path, monkeyp
     with contextlib.closing(OneAhead()) as behind:
         with Folder(tmp_path).create("behind.tar") as file, ShardWriter(file, behind=behind) as tar:
             for key, members in samples.items():
-                tar.begin(key, "jpg", len(members["jpg"]))[:] = members["jpg"]
-                tar.go_on({"txt": members["txt"]})
+                tar.add(key, members)
         assert (tmp_path / "behind.tar").read_bytes() == (tmp_path / "plain.tar").read_bytes()
 
         monkeypatch.setattr(HashingFile, "write", lambda *_: 1 / 0)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
-from laionkit.core.shards import ShardWriter
+from laionkit.core.shards import ShardWriter, sample_frames
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.pictures import Pictures, view_cells
 from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
@@ -73,11 +73,16 @@ def write_copies(
 
 def _copy_samples(tar: ShardWriter, part: Part, pictures: Pictures) -> None:
     """Write samples as they are, their pictures read straight to where they are written from."""
-    for key, shard, extension, offset, size, text, line in zip(*view_cells(part.rows), strict=True):
-        room = tar.begin(key, extension, size)
-        pictures.read_into(room, shard, offset)
-        part.hashes.append(sample_hash(line, text, room))
-        tar.go_on({"txt": text, "json": line})
+    keys, shards, extensions, offsets, sizes, texts, lines = view_cells(part.rows)
+    frames = sample_frames(keys, extensions, sizes, {"txt": texts, "json": lines})
+    rows = zip(frames, shards, offsets, sizes, texts, lines, strict=True)
+    for (head, behind), shard, offset, size, text, line in rows:
+        start, end = len(head), len(head) + size
+        room = tar.room(end + len(behind))
+        room[:start], room[end:] = head, behind
+        image = room[start:end]
+        pictures.read_into(image, shard, offset)
+        part.hashes.append(sample_hash(line, text, image))
 
 
 def _write_samples(
