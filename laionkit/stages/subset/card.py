@@ -50,7 +50,7 @@ def write_card(folder: Folder, config: SubsetConfig, facts: Facts, export: Expor
         "",
         "## How it was chosen",
         "",
-        *(f"- `{name}`: `{value}`" for name, value in _recipe(config).items()),
+        *(f"- `{name}`: `{value}`" for name, value in recipe(config).items()),
         "",
         "| step | came | dropped | left | dropped by it alone |",
         "|---|---:|---:|---:|---:|",
@@ -169,7 +169,7 @@ def _file_object(written: Written) -> dict[str, Any]:
     }
 
 
-def _recipe(config: SubsetConfig) -> dict[str, Any]:
+def recipe(config: SubsetConfig) -> dict[str, Any]:
     """The settings that differ from their defaults."""
     fields = type(config).model_fields
     return {

@@ -25,6 +25,8 @@ SUBSET_FILE = "subset_file"
 SAMPLE_HASH = "sample_sha256"
 # Hashing and file access run outside Python's lock; more threads than this mostly wait for it.
 WRITERS = 2
+# Chunks read ahead of those that are written.
+CHUNKS_AHEAD = 4
 ROWS_PER_GROUP = 10_000
 
 
@@ -41,12 +43,17 @@ class Export:
 
 
 def write_kept(
-    selection: Selection, dataset: Folder, folder: Folder, config: SubsetConfig
+    selection: Selection,
+    dataset: Folder,
+    folder: Folder,
+    config: SubsetConfig,
+    meanwhile: Callable[[], None],
 ) -> Export:
     """Write kept.parquet, and the tars or the view, in one pass over what stays.
 
     Rows stand in the order of the export; one row group is one shard. Each row has the hash of
-    its sample: its JSON, its caption, its picture.
+    its sample: its JSON, its caption, its picture. `meanwhile` is called once the last rows are
+    read: it has the engine to itself while the last tars are written.
     """
     done = Export()
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
@@ -61,6 +68,7 @@ def write_kept(
             stack.enter_context(ThreadPoolExecutor(WRITERS)),
             lambda name, chunk: _write_part(readers, folder, name, chunk, config),
             _chunks(rows, size),
+            meanwhile,
         )
         for name, part in made:
             if part.tar is not None:
@@ -84,15 +92,17 @@ def _in_order(
     pool: ThreadPoolExecutor,
     work: Callable[[str, pa.Table], Part],
     chunks: Iterator[pa.Table],
+    meanwhile: Callable[[], None],
 ) -> Iterator[tuple[str, Part]]:
     """Do the chunks a few at a time; yield each one's name and outcome, in order."""
     waiting: deque[tuple[str, Future[Part]]] = deque()
     for number, chunk in enumerate(chunks):
         name = f"{number:05d}"
         waiting.append((name, pool.submit(work, name, chunk)))
-        if len(waiting) > WRITERS:
+        if len(waiting) > WRITERS + CHUNKS_AHEAD:
             name, done = waiting.popleft()
             yield name, done.result()
+    meanwhile()
     for name, done in waiting:
         yield name, done.result()
 

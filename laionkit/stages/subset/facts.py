@@ -1,21 +1,36 @@
 """What a card, a report and a croissant say of a subset, gathered before the table is closed."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 from laionkit.core.progress import Counts
 from laionkit.ops.predicates import Term, quote_name
-from laionkit.ops.presets import PUNSAFE
+from laionkit.stages.subset.comparing import read_comparison
+from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.plan import Plan
 from laionkit.stages.subset.selection import FunnelStep, Selection
+from laionkit.stages.subset.shown import Band, pick_bands
 from laionkit.stages.subset.what_if import failed_sql
 
 BINS = 24
 TOP_DOMAINS = 12
-BANDS = 4
-PER_BAND = 8
-# What LAION's own search page showed; anything above it, or never measured, is not drawn.
-SHOWN_PUNSAFE = 0.1
+_SIDES: Mapping[float, str] = {
+    256: "below 256",
+    512: "256 to 511",
+    768: "512 to 767",
+    1024: "768 to 1,023",
+}
+_WIDEST = "1,024 and more"
+_ASPECTS: Mapping[float, str] = {
+    1 / 2: "narrower than 1:2",
+    4 / 5: "1:2 to 4:5",
+    5 / 4: "4:5 to 5:4",
+    2: "5:4 to 2:1",
+}
+_WIDEST_ASPECT = "2:1 and wider"
 
 
 @dataclass(frozen=True)
@@ -27,7 +42,7 @@ class Histogram:
     high: float
     everyone: tuple[int, ...]
     kept: tuple[int, ...]
-    threshold: float | None = None
+    thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,40 +53,45 @@ class Facts:
     funnel: Sequence[FunnelStep]
     exclusive: Mapping[str, int]
     histograms: Sequence[Histogram]
-    sizes: Sequence[tuple[str, int]]
+    sides: Sequence[tuple[str, int]]
+    aspects: Sequence[tuple[str, int]]
     domains: Sequence[tuple[str, int]]
     licences: Sequence[tuple[str, int]]
     columns: Mapping[str, str]
     origins: Mapping[str, str]
     notes: Sequence[str]
-    bands: Sequence[tuple[str, Sequence[str]]] = ()
+    bands: Sequence[Band] = ()
     bands_note: str = ""
     root: str = ""
 
 
-def gather_facts(
-    selection: Selection, terms: Sequence[Term], by: str, notes: Sequence[str], root: str
-) -> Facts:
-    """Ask the dataset's engine for all of it."""
-    table = selection.table
+def gather_facts(selection: Selection, config: SubsetConfig, plan: Plan) -> Facts:
+    """Ask the dataset's engine for all of it; the root is not known yet."""
+    table, terms = selection.table, plan.terms
     scores = [n for n, o in table.origins.items() if o.startswith(("computed", "declared"))]
     shown = list(dict.fromkeys([*_numeric(table.columns, [n for t in terms for n in t.columns]),
                                 *_numeric(table.columns, scores)]))[:8]  # fmt: skip
-    bands, note = _bands(selection, by or (scores[0] if scores else ""))
+    sides, aspects = _sizes(selection)
+    asked = [name for term in terms for name in term.columns if name in scores]
+    by = next(iter(_numeric(table.columns, [config.by, *asked, *scores])), "")
+    bands: Sequence[Band] = ()
+    note = ""
+    if config.as_ != "parquet":
+        bands, note = pick_bands(selection, by, config.caption)
     return Facts(
         counts=selection.counts(),
         funnel=selection.funnel(),
-        exclusive=_exclusive(selection, terms),
+        exclusive=_exclusive(selection, terms) if terms else {},
         histograms=_histograms(selection, shown, terms),
-        sizes=_sizes(selection),
+        sides=sides,
+        aspects=aspects,
         domains=_top(selection, "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"),
         licences=_top(selection, "license", "license"),
         columns=table.columns,
         origins=table.origins,
-        notes=notes,
+        notes=plan.notes(table),
         bands=bands,
         bands_note=note,
-        root=root,
     )
 
 
@@ -86,7 +106,7 @@ def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
     names = {name for term in terms for name in term.columns} | {"key"}
     names |= {"status"} & set(table.columns)
     ordered = [name for name in table.columns if name in names]
-    failed = failed_sql(terms, table.columns)
+    failed = failed_sql(terms, table.columns, keep_nulls=selection.keep_nulls)
     by_bits = table.one_pass(
         ordered,
         lambda source: dict(
@@ -99,20 +119,24 @@ def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
 def _histograms(
     selection: Selection, columns: Sequence[str], terms: Sequence[Term]
 ) -> list[Histogram]:
-    """One of each column that has a value; all of them by two passes over the dataset."""
+    """One of each column that has a value; all of them in one pass over the dataset."""
     if not columns:
         return []
     table = selection.table
     rows = table.select(dict.fromkeys(["key", *columns]))
     values = {name: f"CASE WHEN isfinite({v}) THEN {v} END"
               for name in columns for v in [f"{quote_name(name)}::DOUBLE"]}  # fmt: skip
-    picks = ", ".join(f"[min({value}), max({value})]" for value in values.values())
-    told = table.execute(f"SELECT {picks} FROM ({rows})").fetchone()
-    ends = {name: span for name, span in zip(columns, told, strict=True) if None not in span}
+    ends = table.ends(columns)
+    if not np.isfinite(list(ends.values())).all():
+        picks = ", ".join(f"[min({values[name]}), max({values[name]})]" for name in ends)
+        told = table.execute(f"SELECT {picks} FROM ({rows})").fetchone()
+        ends = {name: span for name, span in zip(ends, told, strict=True) if None not in span}
     if not ends:
         return []
     counts = [
-        f"histogram(least({BINS - 1}, floor(({values[name]} - {low}) / {_width(low, high)})))"
+        # A null is in no bin, and would be the least of it and the last.
+        f"histogram(CASE WHEN isfinite({quote_name(name)}::DOUBLE) THEN least({BINS - 1}, "
+        f"floor(({quote_name(name)}::DOUBLE - {low}) / {_width(low, high)})) END)"
         for name, (low, high) in ends.items()
     ]
     picks = ", ".join(f"{count}, {count} FILTER (WHERE j.code = 0)" for count in counts)
@@ -120,10 +144,8 @@ def _histograms(
         f"SELECT {picks} FROM ({rows}) s JOIN judged j ON j.key = s.key"
     ).fetchone()
     return [
-        Histogram(name, low, high, _bins(everyone), _bins(kept), _threshold(name, terms))
-        for (name, (low, high)), everyone, kept in zip(
-            ends.items(), found[::2], found[1::2], strict=True
-        )
+        Histogram(name, *span, _bins(all_), _bins(kept), _thresholds(name, terms, table.columns))
+        for (name, span), all_, kept in zip(ends.items(), found[::2], found[1::2], strict=True)
     ]
 
 
@@ -137,26 +159,37 @@ def _bins(found: Mapping[float, int] | None) -> tuple[int, ...]:
     return tuple((found or {}).get(number, 0) for number in range(BINS))
 
 
-def _threshold(column: str, terms: Sequence[Term]) -> float | None:
-    for term in terms:
-        _, _, number = term.sql.rpartition(" ")
-        if term.columns == (column,) and number.replace(".", "").replace("-", "").isdigit():
-            return float(number)
-    return None
+def _thresholds(
+    column: str, terms: Sequence[Term], columns: Mapping[str, str]
+) -> tuple[float, ...]:
+    found = (read_comparison(term, columns) for term in terms if term.columns == (column,))
+    return tuple(float(comparison.number) for comparison in found if comparison)
 
 
-def _sizes(selection: Selection) -> list[tuple[str, int]]:
-    """Kept samples by the shorter side that the picture had."""
+def _sizes(selection: Selection) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Kept samples by the shorter side, and by the aspect, that the picture had."""
     if not {"original_width", "original_height"} <= set(selection.table.columns):
-        return []
+        return [], []
     left = selection.left(["key", "original_width", "original_height"])
+    side, aspect = _bucket("least(w, h)", _SIDES), _bucket("w / h", _ASPECTS)
     found = selection.table.execute(
-        "SELECT CASE WHEN s < 256 THEN 'below 256' WHEN s < 512 THEN '256–511' WHEN s < 768 THEN "
-        "'512–767' WHEN s < 1024 THEN '768–1023' ELSE '1024 and more' END AS side, count(*), min(s)"
-        f" FROM (SELECT least(original_width, original_height) AS s FROM ({left})) WHERE s IS NOT "
-        "NULL GROUP BY 1 ORDER BY 3"
+        f"SELECT {side}, {aspect}, count(*) FROM (SELECT original_width::DOUBLE AS w, "
+        f"original_height::DOUBLE AS h FROM ({left})) WHERE w > 0 AND h > 0 GROUP BY 1, 2"
     ).fetchall()
-    return [(side, count) for side, count, _ in found]
+    by_side, by_aspect = Counter[int](), Counter[int]()
+    for side_number, aspect_number, count in found:
+        by_side[side_number] += count
+        by_aspect[aspect_number] += count
+    return (
+        [(name, by_side[i]) for i, name in enumerate([*_SIDES.values(), _WIDEST]) if by_side[i]],
+        [(name, by_aspect[i]) for i, name in enumerate([*_ASPECTS.values(), _WIDEST_ASPECT])
+         if by_aspect[i]],
+    )  # fmt: skip
+
+
+def _bucket(value: str, edges: Mapping[float, str]) -> str:
+    """SQL of how many edges a value reaches."""
+    return " + ".join(f"({value} >= {edge})::INTEGER" for edge in edges)
 
 
 def _top(selection: Selection, value: str, column: str) -> list[tuple[str, int]]:
@@ -169,22 +202,3 @@ def _top(selection: Selection, value: str, column: str) -> list[tuple[str, int]]
         f"LIMIT {TOP_DOMAINS}"
     ).fetchall()
     return found
-
-
-def _bands(selection: Selection, by: str) -> tuple[list[tuple[str, list[str]]], str]:
-    """A few kept keys from each quarter of a score's range, safe ones only."""
-    table = selection.table
-    safety = next((name for name in PUNSAFE if name in table.columns), "")
-    if not safety:
-        return [], "No pictures are shown: no safety score (punsafe, nsfw_l14) was measured."
-    if not by or by not in _numeric(table.columns, [by]):
-        return [], "No pictures are shown: there is no score to show them by."
-    name, safe = quote_name(by), quote_name(safety)
-    found: list[Any] = table.execute(
-        f"SELECT band, min(v), max(v), list(key ORDER BY chance)[1:{PER_BAND}] FROM ("
-        f"SELECT key, {name} AS v, md5(key) AS chance, ntile({BANDS}) OVER (ORDER BY {name}, key) "
-        f"AS band FROM ({selection.left(dict.fromkeys(['key', by, safety]))}) "
-        f"WHERE {safe} < {SHOWN_PUNSAFE} AND {name} IS NOT NULL) GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    note = f"Shown are kept pictures with {safety} below {SHOWN_PUNSAFE} only."
-    return [(f"{by} {low:.3g} to {high:.3g}", keys) for _, low, high, keys in found], note

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -15,7 +16,7 @@ from laionkit.stages.subset.card import write_card, write_croissant
 from laionkit.stages.subset.choosing import choose
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, write_dropped, write_kept
-from laionkit.stages.subset.facts import gather_facts
+from laionkit.stages.subset.facts import Facts, gather_facts
 from laionkit.stages.subset.manifest import WHOLE, samples_hash, write_manifest
 from laionkit.stages.subset.plan import Plan
 from laionkit.stages.subset.report import write_report
@@ -40,7 +41,12 @@ def make(
     _remove_tree(folder, partial)
     try:
         target = folder.folder(partial)
-        export = write_kept(selection, folder, target, config)
+        known: list[Facts] = []
+
+        def gather() -> None:
+            known.append(gather_facts(selection, config, plan))
+
+        export = write_kept(selection, folder, target, config, gather)
         _drop_lost(selection, export)
         export.files["dropped"] = write_dropped(selection, target)
         counts, funnel = selection.counts(), selection.funnel()
@@ -51,7 +57,9 @@ def make(
         export.files["manifest"], root = write_manifest(
             target, folder, config, counts, hashed, given
         )
-        _document(selection, target, config, plan, export, root)
+        if export.lost:
+            gather()
+        _document(target, config, replace(known[-1], root=root), export)
         record = _record(table, config, records, export, counts, funnel, started)
         _publish(folder, partial, f"{SUBSETS}/{config.name}")
     except OSError as error:
@@ -66,19 +74,11 @@ def make(
     return record
 
 
-def _document(
-    selection: Selection,
-    target: Folder,
-    config: SubsetConfig,
-    plan: Plan,
-    export: Export,
-    root: str,
-) -> None:
+def _document(target: Folder, config: SubsetConfig, facts: Facts, export: Export) -> None:
     """Write what people and other tools read of a subset."""
-    facts = gather_facts(selection, plan.terms, config.by, plan.notes(selection.table), root)
     export.files["card"] = write_card(target, config, facts, export)
     export.files["croissant"] = write_croissant(target, config, facts, export)
-    export.files["report"] = write_report(selection, target, config, facts)
+    export.files["report"] = write_report(target, config, facts)
 
 
 def _drop_lost(selection: Selection, export: Export) -> None:
