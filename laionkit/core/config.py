@@ -102,7 +102,8 @@ def first_problem(error: ValidationError) -> str:
     """Turn pydantic's many lines into one: the first field, what is wrong, the value seen."""
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
-    return f"{field}={problem['input']!r}: {problem['msg']}" if field else problem["msg"]
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{field}={problem['input']!r}: {said}" if field else said
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import tarfile
 
@@ -269,6 +270,8 @@ def test_an_empty_result_is_an_error_and_publishes_nothing(dataset):
     with pytest.raises(InputError, match=r"nothing is left.*25 samples, 3 dropped by picture"):
         run(dataset, where="aesthetic_v2 >= 99")
     assert not list(dataset.path.glob("subsets/*"))
+    with pytest.raises(InputError, match="has no subset 'best': it has none"):
+        verify(dataset.url, "best")
     assert run(dataset, where="aesthetic_v2 >= 5").counts.ok
 
 
@@ -280,6 +283,12 @@ def test_an_empty_result_is_an_error_and_publishes_nothing(dataset):
         ({"where": "(select 1)"}, "a subquery"),
         ({"preset": "sd-v11"}, "did you mean sd-v1"),
         ({"caption": "captoin"}, "is no column"),
+        ({"top": 3}, "^subset: top needs by"),
+        ({"top": 3, "top_share": 0.5, "by": "punsafe"}, "exclude each other"),
+        ({"top": 3, "by": "caption"}, "by='caption' holds VARCHAR: name a column of numbers"),
+        ({"match_above": 0.3}, "match_above needs query or queries"),
+        ({"any_of": "a,b"}, "has no subset 'a': it has none"),
+        ({"dedup": "exact,fuzzy"}, r"dedup.1='fuzzy'"),
         ({"name": "../x"}, "use letters, digits"),
         ({"samples_per_shard": 0}, "greater than or equal to 1"),
         ({"nam": "x"}, "did you mean name"),
@@ -287,7 +296,7 @@ def test_an_empty_result_is_an_error_and_publishes_nothing(dataset):
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(dataset, settings, said):
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises((ConfigError, InputError), match=said) as caught:
         run(dataset, **settings)
     assert "\n" not in str(caught.value)
     assert not (dataset.path / "subsets").exists()
@@ -378,3 +387,15 @@ def test_the_report_stands_alone_escapes_the_data_and_shows_nothing_unsafe(tmp_p
     assert page.count("data:image/jpeg;base64,") == 3
     assert f'alt="{dataset.key(0)}"' in page
     assert "Shown are kept pictures with punsafe below 0.1 only." in page
+
+
+def test_histograms_leave_nulls_out_and_name_each_threshold(dataset):
+    run(dataset, where="aesthetic_v2 >= 2 AND aesthetic_v2 < 5 AND punsafe < 0.9")
+    page = (dataset.path / "subsets/best/report.html").read_text()
+    assert "<b>aesthetic_v2</b> at 2, 5</span>" in page
+    assert "<b>punsafe</b> at 0.9</span>" in page
+    chart = page.split("<figure>")[1]
+    heights = re.findall(r'class="everyone" [^>]* height="([0-9.]+)"', chart)
+    # 21 values 0.25 apart over 24 bins: one or none in each, the four nulls in none
+    assert set(heights) == {"0.0", "96.0"}
+    assert heights[-1] == "96.0"

@@ -3,9 +3,9 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from laionkit.core.config import Effort, StageConfig
+from laionkit.core.config import Effort, Names, StageConfig, split_names
 from laionkit.ops.resize import ResizeMode
 
 Alike = Literal["exact", "perceptual", "semantic"]
@@ -37,11 +37,11 @@ class SubsetConfig(StageConfig):
     """Keep a sample for which a condition is neither true nor false, because a column it reads is
     null. Off: such a sample is dropped with the reason ``null:COLUMN``, so that a safety filter
     never lets through what was never measured."""
-    any_of: tuple[str, ...] = ()
+    any_of: Names = ()
     """Keep only what is in at least one of these subsets of the same dataset."""
-    all_of: tuple[str, ...] = ()
+    all_of: Names = ()
     """Keep only what is in every one of these subsets."""
-    none_of: tuple[str, ...] = ()
+    none_of: Names = ()
     """Drop what is in any of these subsets."""
     keys: str = ""
     """Keep only the keys of this file: parquet with a column `key`, or text with one a line."""
@@ -60,7 +60,7 @@ class SubsetConfig(StageConfig):
     dataset embedded with it."""
     decontaminate_cosine: Cosine = 0.95
     """Cosine from which a picture counts as one of the evaluation set."""
-    dedup: tuple[Alike, ...] = ()
+    dedup: Annotated[tuple[Alike, ...], BeforeValidator(split_names)] = ()
     """Keep one of several alike: exact (the same bytes), perceptual (the same picture scaled or
     re-encoded, by a 64-bit hash), semantic (nearly the same embedding)."""
     dedup_keep: str = "first"
@@ -130,6 +130,10 @@ class SubsetConfig(StageConfig):
             raise ValueError(
                 f"name={self.name!r}: use letters, digits, '-', '_' and '.', such as best-of-v2"
             )
+        if self.top is not None and self.top_share is not None:
+            raise ValueError("top and top_share exclude each other: give one")
         if (self.top is not None or self.top_share is not None) and not self.by:
             raise ValueError("top needs by: the score column, such as --by aesthetic_v2")
+        if self.match_above is not None and not (self.query.strip() or self.queries):
+            raise ValueError("match_above needs query or queries: what is to be near")
         return self

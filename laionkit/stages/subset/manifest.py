@@ -129,6 +129,7 @@ def find_record(dataset: Folder, name: str) -> ShardRecord:
     records = StageRecords(dataset, f"subset/{name}")
     if WHOLE not in records.names():
         there = dataset.folders(f"{RECORDS}/subset")
+        there = [n for n in there if WHOLE in StageRecords(dataset, f"subset/{n}").names()]
         known = f"; there are {', '.join(there)}" if there else ": it has none"
         raise InputError(f"{dataset} has no subset {name!r}{did_you_mean(name, there)}{known}")
     return records.read(WHOLE)

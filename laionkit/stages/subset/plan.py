@@ -75,7 +75,7 @@ def make_plan(table: DatasetTable, config: SubsetConfig) -> Plan:
 def _check_columns(table: DatasetTable, config: SubsetConfig) -> None:
     """Refuse names that are no columns or subsets before any work."""
     if config.by:
-        steps.check_column(table, config.by, "by")
+        steps.check_score(table, config.by, "by")
     if config.dedup:
         steps.keep_rule(table, config.dedup_keep)
     check_groups(table, config)

@@ -21,6 +21,8 @@ from laionkit.stages.subset.selection import Selection
 from laionkit.stages.subset.vectors import gather
 
 DUPLICATE = "duplicate-of"
+_NUMBERS = ("FLOAT", "DOUBLE", "DECIMAL", "HUGEINT", "BIGINT", "INTEGER", "SMALLINT", "TINYINT",
+            "UHUGEINT", "UBIGINT", "UINTEGER", "USMALLINT", "UTINYINT")  # fmt: skip
 KEY_VALUE = pa.schema([("key", pa.string()), ("value", pa.string())])
 
 
@@ -130,6 +132,16 @@ def check_column(table: DatasetTable, column: str, setting: str) -> None:
         )
 
 
+def check_score(table: DatasetTable, column: str, setting: str) -> None:
+    """Raise ConfigError where `column` is none of the dataset's, or holds no numbers."""
+    check_column(table, column, setting)
+    if not table.columns[column].startswith(_NUMBERS):
+        raise ConfigError(
+            f"{setting}={column!r} holds {table.columns[column]}: name a column of numbers, such "
+            "as a score (laionkit columns lists them)"
+        )
+
+
 def keep_rule(table: DatasetTable, keep: str) -> str:
     """ORDER BY of who stays among alike samples: the best first."""
     if keep == "first":
@@ -137,7 +149,7 @@ def keep_rule(table: DatasetTable, keep: str) -> str:
     if keep == "largest":
         check_column(table, "original_width", "dedup_keep")
         return "original_width::BIGINT * original_height DESC NULLS LAST, key"
-    check_column(table, keep, "dedup_keep")
+    check_score(table, keep, "dedup_keep")
     return f"{quote_name(keep)} DESC NULLS LAST, key"
 
 
