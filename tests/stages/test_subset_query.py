@@ -53,3 +53,16 @@ def test_a_threshold_on_the_match_cuts(dataset):
     assert len(kept(dataset, "near")) == 4
     with pytest.raises(InputError, match="nothing is left"):
         subset(dataset.url, SubsetConfig(name="none", query="a red circle", match_above=1))
+
+
+def test_an_index_older_than_the_embeddings_is_refused(tmp_path):
+    made = SmallDataset(tmp_path / "laion", laion_rows(ROWS)).write_metadata()
+    settings = {"query": "a red circle", "nearest": 100}
+    for shards in (["00000", "00001"], ["00002"]):
+        made.write_shards(only=shards)
+        embed(made.url, EmbedConfig(model="tiny"), runner=Runner(workers=1, device="cpu"))
+        if shards == ["00002"]:
+            with pytest.raises(InputError, match="tiny does not hold 1 of 3 shards as they are"):
+                subset(made.url, SubsetConfig(name="red", **settings))
+        index(made.url, IndexConfig())
+    assert subset(made.url, SubsetConfig(name="red", **settings)).counts.ok == ROWS

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from laionkit.core.errors import ConfigError
+from laionkit.core.embeddings import list_embeddings
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.lists import read_keys, read_lines
 from laionkit.core.schemas import SUBSETS
@@ -44,9 +45,13 @@ def take_from_subsets(selection: Selection, config: SubsetConfig) -> None:
 
 
 def take_nearest(selection: Selection, config: SubsetConfig, terms: Sequence[Term]) -> None:
-    """Keep what is among the nearest of any query, searched under the filters before it."""
+    """Keep what is among the nearest of any query, searched under the filters before it.
+
+    Raises InputError where the index does not hold the embeddings as they are now.
+    """
     from laionkit.search.searcher import Searcher
 
+    _check_index(selection.table.folder, config.model or None)
     texts = [config.query] if config.query.strip() else []
     if config.queries:
         texts += read_lines(config.queries)
@@ -61,6 +66,24 @@ def take_nearest(selection: Selection, config: SubsetConfig, terms: Sequence[Ter
     selection.keep_only(
         f"nearest {config.nearest} to {said}", f"not among the nearest to {said}", keys
     )
+
+
+def _check_index(dataset: Folder, model: str | None) -> None:
+    from laionkit.search.layout import index_folder, read_pointer
+    from laionkit.search.opening import choose_index
+
+    name = choose_index(dataset, model)
+    pointer = read_pointer(index_folder(dataset, name))
+    segments = pointer.segments if pointer else ()
+    indexed = {shard: content for s in segments for shard, content in s.shards.items()}
+    refs = list_embeddings(dataset, name)
+    later = [ref.name for ref in refs if indexed.get(ref.name) != ref.content]
+    if indexed and later:
+        raise InputError(
+            f"the index {name} does not hold {len(later)} of {len(refs)} shards as they are now, "
+            f"{later[0]} among them, so that no query would find their pictures: run laionkit "
+            f"index {dataset}"
+        )
 
 
 def kept_keys(dataset: Folder, name: str) -> pa.Table:
