@@ -35,6 +35,8 @@ STAGES = {
 }
 # What a stage needs besides dataset and config, given in a recipe under the same key.
 _OPERANDS = {"metadata": "sources", "adopt": "folder", "head": "ratings"}
+# Stages whose shards several machines can share; every other one is one piece of work.
+_SHARED = ("fetch", "embed", "score")
 _WRONG_TYPE = "give `stages:` a list of one-key maps, such as `- fetch: {image_size: 256}`"
 
 
@@ -126,14 +128,25 @@ def run(
     after each stage.
     """
     steps = [_with_sources(step, sources) for step in recipe.steps]
+    runner = runner or Runner()
+    _check_part(recipe, runner)
     reports = []
     for step in steps:
         operands = () if step.operand is None else (step.operand,)
         function = stage_function(step.stage)
-        report = function(*operands, dataset, step.config, runner=runner or Runner())
+        report = function(*operands, dataset, step.config, runner=runner)
         on_report(report)
         reports.append(report)
     return reports
+
+
+def _check_part(recipe: Recipe, runner: Runner) -> None:
+    whole = [step.stage for step in recipe.steps if step.stage not in _SHARED]
+    if runner.part != (1, 1) and whole:
+        raise ConfigError(
+            f"{recipe.name}: {whole[0]} is one piece of work, which no --part can do: give "
+            f"--part to a recipe of {', '.join(_SHARED)} alone"
+        )
 
 
 def _with_sources(step: Step, sources: Sequence[str]) -> Step:

@@ -3,6 +3,7 @@
 import pytest
 
 from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.runner import Runner
 from laionkit.recipe import find_recipe, load_recipe, run
 
 
@@ -66,3 +67,12 @@ def test_metadata_without_sources_says_where_to_name_them(tmp_path):
     recipe = load_recipe(write(tmp_path, "stages: [metadata]"), str(tmp_path))
     with pytest.raises(ConfigError, match="laionkit run RECIPE DATASET SOURCE"):
         run(recipe, str(tmp_path))
+
+
+def test_a_part_of_a_recipe_that_holds_one_piece_of_work_is_refused_before_any(tmp_path):
+    recipe = load_recipe(write(tmp_path, "stages: [fetch, index]"), str(tmp_path))
+    with pytest.raises(ConfigError, match="r: index is one piece of work, which no --part can do"):
+        run(recipe, str(tmp_path), runner=Runner(part=(1, 2)))
+    shared = load_recipe(write(tmp_path, "stages: [fetch]"), str(tmp_path))
+    with pytest.raises(InputError, match="no work list"):
+        run(shared, str(tmp_path), runner=Runner(part=(1, 2)))

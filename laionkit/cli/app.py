@@ -3,12 +3,16 @@
 Exit 0 done, 1 work failed, 2 the input is wrong, 130 interrupted.
 """
 
+import functools
+import io
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -35,9 +39,11 @@ def _short_flag(field: FieldInfo, taken: frozenset[str]) -> str | None:
 app = App(
     name="laionkit",
     version=__version__,
-    help=(
-        "Image links in; training sets you can search and trust out.\n\n"
-        "laionkit demo shows the whole way, offline, in about two minutes."
+    help="Image links in; training sets you can search and trust out.",
+    help_epilogue=(
+        "laionkit demo shows the whole way, offline, in about two minutes; laionkit COMMAND --help "
+        "explains a command. Exit codes: 0 done, 1 work failed, 2 the input is wrong, "
+        "130 interrupted."
     ),
     help_format="plaintext",  # markup would eat what stands in [brackets]
     help_formatter=HelpPage(),
@@ -52,6 +58,7 @@ app = App(
 )
 _stages = Group("Stages, in flow order", sort_key=1)
 _looks = Group("Whole runs and looking around", sort_key=2)
+_options = Group("Options", sort_key=3)
 
 # name, group, help; the function of the same name lives in laionkit.cli.commands, or _HOMES.
 _COMMANDS = (
@@ -77,9 +84,11 @@ _HOMES = {
     "index": "search_commands",
     "query": "search_commands",
 }
-_USAGES = {  # where the arguments' order is no help to cyclopts
-    "metadata": "Usage: laionkit metadata [OPTIONS] SOURCE… DATASET",
-    "run": "Usage: laionkit run [OPTIONS] RECIPE DATASET [SOURCE…]",
+_USAGES = {  # where cyclopts cannot tell the arguments' names or order
+    "metadata": "SOURCE… DATASET",
+    "query": "DATASET [TEXT]",
+    "run": "RECIPE DATASET [SOURCE…]",
+    "demo": "[DATASET]",
 }
 _EXAMPLES = {
     "metadata": (
@@ -92,7 +101,7 @@ _EXAMPLES = {
     "fetch": (
         "laionkit fetch my-set --dry-run",
         "laionkit fetch my-set --image-size 384",
-        "laionkit fetch my-set --part 1/4        (on the first of four machines)",
+        "laionkit fetch my-set --part 1/4  # on the first of four machines",
     ),
     "adopt": (
         "laionkit adopt ../laion400m-shards my-set",
@@ -109,8 +118,8 @@ _EXAMPLES = {
         "laionkit score my-set --import ratings.csv --on hash --value rating",
     ),
     "index": (
-        "laionkit index my-set --explain         (what would be built, and why)",
-        "laionkit index my-set --evaluate 500    (how often the nearest are found, by filter)",
+        "laionkit index my-set --explain       # what would be built, and why",
+        "laionkit index my-set --evaluate 500  # how often the nearest are found, by filter",
     ),
     "query": (
         'laionkit query my-set "a red fox in snow" --where "width >= 512" -k 20',
@@ -125,13 +134,21 @@ _EXAMPLES = {
         "laionkit subset my-set --name sd --preset sd-v2 --dry-run",
     ),
     "run": ("laionkit run laion-aesthetics my-set links.parquet -s fetch.image_size=384",),
+    "status": ("laionkit status my-set", "laionkit status my-set --json | jq '.[].counts'"),
+    "columns": ("laionkit columns my-set",),
     "push": ("laionkit push my-set best me/best-pictures",),
     "forget": (
         "laionkit forget my-set --keys takedowns.txt --yes",
         "laionkit forget my-set --where \"url LIKE 'https://example.org/%'\" --yes",
     ),
     "verify": ("laionkit verify my-set best",),
+    "demo": ("laionkit demo", "laionkit demo /tmp/small --pictures 200"),
 }
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
 
 for _place, (_name, _group, _help) in enumerate(_COMMANDS):
     _home = f"laionkit.cli.{_HOMES.get(_name, 'commands')}:{_name}"
@@ -140,8 +157,8 @@ for _place, (_name, _group, _help) in enumerate(_COMMANDS):
         name=_name,
         group=_group,
         help=_help,
-        help_epilogue="\n".join(_EXAMPLES.get(_name, ())),
-        usage=_USAGES.get(_name),
+        help_epilogue=_examples(*_EXAMPLES[_name]),
+        usage=f"Usage: laionkit {_name} [OPTIONS] {_USAGES[_name]}" if _name in _USAGES else None,
         sort_key=_place,
     )
 _head = App(name="head", help="Fit a scoring head on your own ratings.", group=_stages, sort_key=4)
@@ -149,16 +166,25 @@ _head.command(
     "laionkit.cli.commands:head_fit",
     name="fit",
     help="Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET.",
-    help_epilogue="laionkit head fit ratings.csv my-set -o heads/my-taste.safetensors",
+    help_epilogue=_examples(
+        "laionkit head fit ratings.csv my-set -o heads/my-taste.safetensors",
+        "laionkit score my-set --heads heads/my-taste.safetensors",
+    ),
 )
 app.command(_head)
+for _flag in ("--help", "--version"):
+    app[_flag].group = _options
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit. A user's mistake is one line on stderr, never a traceback."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupted = f"interrupted; finished shards are kept. Resume: {program()} {shlex.join(tokens)}"
+    _on_signals(functools.partial(_interrupt, interrupted))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no arrow or caption is worth a traceback
     try:
         app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -171,12 +197,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(_system_error(error), 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; finished shards are kept. Resume: {_command_line(tokens)}", 130)
+        _fail(interrupted, 130)
     sys.exit(0)
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(message: str, signum: int, frame: FrameType | None) -> None:
+    """The first signal unwinds. The next leaves at once: what is finished is on disk."""
+    _on_signals(functools.partial(_leave, message))
     raise KeyboardInterrupt
+
+
+def _leave(message: str, signum: int, frame: FrameType | None) -> None:
+    shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # progress bars hide the cursor
+    os.write(2, f"{shown}laionkit: {message}\n".encode())
+    os._exit(130)
 
 
 def _system_error(error: OSError) -> str:
@@ -195,10 +234,16 @@ def _one_line(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _command_line(tokens: Sequence[str]) -> str:
-    return shlex.join(["laionkit", *tokens])
+def program() -> str:
+    """How this command is called: its name where a shell finds it, else its path."""
+    called = sys.argv[0]
+    if Path(called).name == "__main__.py":
+        return "python -m laionkit"
+    return "laionkit" if shutil.which("laionkit") else called
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if progress := sys.modules.get("laionkit.cli.progress"):  # else nothing is drawn
+        progress.stop()
     print(f"laionkit: {message}", file=sys.stderr)
     sys.exit(code)

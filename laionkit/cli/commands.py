@@ -5,7 +5,16 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from laionkit.cli import show
-from laionkit.cli.options import HowToRun
+from laionkit.cli.options import (
+    Dataset,
+    HowToCompute,
+    HowToForget,
+    HowToRun,
+    HowToShare,
+    HowToShow,
+    HowToWork,
+    Json,
+)
 from laionkit.core.errors import StageFailed
 from laionkit.core.status import status as dataset_status
 from laionkit.core.table import columns as dataset_columns
@@ -26,56 +35,62 @@ from laionkit.stages.subset.manifest import verify as verify_subset
 from laionkit.stages.subset.publish import push as push_subset
 
 flat = Parameter(name="*")
+SubsetName = Annotated[str, Parameter(help="The subset's name, as subset --name gave it.")]
 
 
 def adopt(
-    folder: str,
-    dataset: str,
+    folder: Annotated[
+        str,
+        Parameter(help="A folder of tars, of img_emb/*.npy, of pictures or of parquet with them."),
+    ],
+    dataset: Dataset,
     /,
     *,
     config: Annotated[AdoptConfig, flat] = AdoptConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToWork = HowToWork(),
 ) -> None:
     """Register existing shards or embeddings of FOLDER in DATASET, in place and read-only."""
     show.report(adopt_stage(folder, dataset, config, runner=how.runner()), how.json)
 
 
 def embed(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     config: Annotated[EmbedConfig, flat] = EmbedConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToCompute = HowToCompute(),
 ) -> None:
     """Compute CLIP vectors of DATASET's images and captions, and scores on the way."""
     show.report(embed_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def head_fit(
-    ratings: str,
-    dataset: str,
+    ratings: Annotated[
+        str, Parameter(help="A csv or parquet file with key, url or hash, and rating.")
+    ],
+    dataset: Dataset,
     /,
     *,
     config: Annotated[HeadFitConfig, flat] = HeadFitConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToShow = HowToShow(),
 ) -> None:
     """Fit a linear head on RATINGS (a table with key, url or hash, and rating) of DATASET."""
     show.report(fit_head(ratings, dataset, config, runner=how.runner()), how.json)
 
 
 def score(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     config: Annotated[ScoreConfig, flat] = ScoreConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToShare = HowToShare(),
 ) -> None:
     """Add score columns to DATASET from stored vectors alone: no images, no CLIP."""
     show.report(score_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def subset(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     config: Annotated[SubsetConfig, flat],
@@ -89,28 +104,29 @@ def subset(
 
 
 def forget(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     config: Annotated[ForgetConfig, flat] = ForgetConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToForget = HowToForget(),
 ) -> None:
     """Take samples of DATASET down: no search, filter or subset has them from now on."""
     show.report(forget_stage(dataset, config, runner=how.runner()), how.json)
 
 
 def run(
-    recipe: str,
-    dataset: str,
-    *sources: Annotated[str, Parameter(help="What metadata reads, where the recipe does not say.")],
+    recipe: Annotated[str, Parameter(help="A YAML file, or the name of a shipped recipe.")],
+    dataset: Dataset,
+    /,
+    *sources: Annotated[str, Parameter(help="What metadata reads, over what the recipe says.")],
     set_: Annotated[
         tuple[str, ...],
         Parameter(
-            name="--set",
-            help="stage.key=value, over what the recipe says; may be given many times.",
+            name=("--set", "-s"),
+            help="STAGE.KEY=VALUE, over what the recipe says; may be given many times.",
         ),
     ] = (),
-    how: HowToRun = HowToRun(),
+    how: HowToCompute = HowToCompute(),
 ) -> None:
     """Run RECIPE, a YAML file or the name of a shipped one, on DATASET."""
     loaded = load_recipe(recipe, dataset, set_)
@@ -125,7 +141,7 @@ def run(
         show.as_json(reports)
 
 
-def status(dataset: str, /, *, json: bool = False) -> None:
+def status(dataset: Dataset, /, *, json: Json = False) -> None:
     """Tell what is done in DATASET, what was lost and why."""
     stages = dataset_status(dataset)
     if json:
@@ -134,7 +150,7 @@ def status(dataset: str, /, *, json: bool = False) -> None:
         show.stages(stages)
 
 
-def columns(dataset: str, /, *, json: bool = False) -> None:
+def columns(dataset: Dataset, /, *, json: Json = False) -> None:
     """List every column of DATASET that --where can name: type, origin, nulls, range."""
     found = dataset_columns(dataset)
     if json:
@@ -143,7 +159,7 @@ def columns(dataset: str, /, *, json: bool = False) -> None:
         show.columns(found)
 
 
-def verify(dataset: str, name: str, /, *, json: bool = False) -> None:
+def verify(dataset: Dataset, name: SubsetName, /, *, json: Json = False) -> None:
     """Check every file and sample of DATASET's subset NAME against its manifest."""
     found = verify_subset(dataset, name)
     if json:
@@ -157,7 +173,13 @@ def verify(dataset: str, name: str, /, *, json: bool = False) -> None:
 
 
 def push(
-    dataset: str, name: str, repository: str, /, *, public: bool = False, json: bool = False
+    dataset: Dataset,
+    name: SubsetName,
+    repository: Annotated[str, Parameter(help="Where to, as OWNER/NAME; made where it is not.")],
+    /,
+    *,
+    public: Annotated[bool, Parameter(help="Let everybody see it; otherwise only you.")] = False,
+    json: Json = False,
 ) -> None:
     """Upload DATASET's subset NAME to the Hugging Face hub as OWNER/NAME."""
     address = push_subset(dataset, name, repository, private=not public)
@@ -169,7 +191,7 @@ def demo(
     /,
     *,
     pictures: Annotated[int, Parameter(help="How many to draw.")] = 1500,
-    how: HowToRun = HowToRun(),
+    how: HowToCompute = HowToCompute(),
 ) -> None:
     """Draw, serve, fetch, embed, score, index, filter and query pictures, offline."""
     from laionkit.cli.demo import run_demo

@@ -4,8 +4,9 @@ import time
 from pathlib import Path
 
 from laionkit.cli import show, show_search
+from laionkit.cli.app import program
 from laionkit.cli.demo_world import draw_world, serve
-from laionkit.cli.options import HowToRun
+from laionkit.cli.options import HowToCompute
 from laionkit.core.errors import ConfigError
 from laionkit.core.runner import StageReport
 from laionkit.recipe import load_recipe, run
@@ -14,7 +15,7 @@ from laionkit.stages.query import QueryConfig, answer, open_searcher
 QUERIES = (("a red star on grass", None), ("a large striped heart", "demo_taste >= 6"))
 
 
-def run_demo(dataset: str, pictures: int, how: HowToRun) -> list[StageReport]:
+def run_demo(dataset: str, pictures: int, how: HowToCompute) -> list[StageReport]:
     """Draw, serve, run the demo recipe, and ask two questions; a second call finds it all done."""
     if "://" in dataset:
         raise ConfigError(f"{dataset}: the demo wants a local folder")
@@ -34,12 +35,12 @@ def run_demo(dataset: str, pictures: int, how: HowToRun) -> list[StageReport]:
     if not how.json:
         ask(dataset, how)
         say(f"\nDone in {time.monotonic() - started:.0f} s. Look around:")
-        say(f"  laionkit status {dataset}\n  laionkit columns {dataset}")
-        say(f'  laionkit query {dataset} "two blue rings" --where "width > height"')
+        say(f"  {program()} status {dataset}\n  {program()} columns {dataset}")
+        say(f'  {program()} query {dataset} "two blue rings" --where "width > height"')
     return reports
 
 
-def ask(dataset: str, how: HowToRun) -> None:
+def ask(dataset: str, how: HowToCompute) -> None:
     """Put the demo's two questions, print the hits, draw a contact sheet of each."""
     searcher = open_searcher(dataset, None, how.runner())
     for number, (text, where) in enumerate(QUERIES, 1):

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from laionkit.cli import show
-from laionkit.cli.options import HowToRun
+from laionkit.cli.options import Dataset, HowToShare
 from laionkit.stages.fetch import FetchConfig
 from laionkit.stages.fetch import fetch as fetch_stage
 
@@ -13,11 +13,11 @@ flat = Parameter(name="*")
 
 
 def fetch(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     config: Annotated[FetchConfig, flat] = FetchConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToShare = HowToShare(),
 ) -> None:
     """Download, check and resize the images of DATASET into webdataset shards."""
     show.report(fetch_stage(dataset, config, runner=how.runner()), how.json)

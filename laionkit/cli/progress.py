@@ -34,11 +34,23 @@ LINE_EVERY_S = 10.0
 MOST_HOSTS = 20_000
 
 
+_drawing: list["Bars"] = []
+
+
 def watcher(quiet: bool = False) -> Watcher:
     """Choose who watches: nobody, bars on a terminal, or JSON lines for a log."""
     if quiet:
         return Silence()
-    return Bars() if sys.stderr.isatty() else JsonLines()
+    if not sys.stderr.isatty():
+        return JsonLines()
+    _drawing.append(Bars())
+    return _drawing[-1]
+
+
+def stop() -> None:
+    """Take bars off the screen, where a run ends before its stage: an error's line is next."""
+    while _drawing:
+        _drawing.pop().end()
 
 
 class Silence:
@@ -160,10 +172,10 @@ class Bars:
                 soft_wrap=True,
             )
         elif isinstance(event, StageEnded):
-            self._end()
+            self.end()
 
     def _begin(self, event: StageStarted) -> None:
-        self._end()
+        self.end()
         self.tally = Tally(event)
         self.progress = _Lines(
             SpinnerColumn(),
@@ -190,7 +202,8 @@ class Bars:
         words = tally.text(), tally.lost()
         self.progress.update(self.task, completed=round(completed, 2), words=words)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
         self.progress = self.tally = self.task = None

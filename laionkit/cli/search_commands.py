@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from laionkit.cli import show, show_search
-from laionkit.cli.options import HowToRun
+from laionkit.cli.options import Dataset, HowToAsk, HowToRun
 from laionkit.core.errors import ConfigError, LaionkitError
 from laionkit.stages.index import IndexConfig, explain_index
 from laionkit.stages.index import index as index_stage
@@ -20,7 +20,7 @@ flat = Parameter(name="*")
 
 
 def index(
-    dataset: str,
+    dataset: Dataset,
     /,
     *,
     explain: Annotated[
@@ -45,8 +45,8 @@ def index(
 
 
 def query(
-    dataset: str,
-    text: str | None = None,
+    dataset: Dataset,
+    text: Annotated[str | None, Parameter(help="What the pictures should show.")] = None,
     /,
     *,
     image: Annotated[str | None, Parameter(help="A picture's file or URL to search by.")] = None,
@@ -64,7 +64,7 @@ def query(
         bool, Parameter(help="Also show how the hits were found: each segment, the time.")
     ] = False,
     config: Annotated[QueryConfig, flat] = QueryConfig(),
-    how: HowToRun = HowToRun(),
+    how: HowToAsk = HowToAsk(),
 ) -> None:
     """Find images of DATASET by TEXT, --image and more, filtered by SQL. Without any: a prompt."""
     if queries is not None:
@@ -101,12 +101,21 @@ def _show(found: "Found", config: QueryConfig, explain: bool) -> None:
         show_search.plan(found.plan)
 
 
-def _prompt(dataset: str, config: QueryConfig, how: HowToRun, explain: bool) -> None:
+def _prompt(dataset: str, config: QueryConfig, how: HowToAsk, explain: bool) -> None:
     """Answer one text a line until the input ends."""
     searcher = open_searcher(dataset, config.as_name, how.runner(), config.allow_private)
     show.console.print("A text a line; an empty line ends.", style="dim")
-    while text := show.console.input("[bold]query>[/bold] ").strip():
+    while text := _ask():
         try:
             _show(answer(searcher, config, text), config, explain)
         except LaionkitError as error:
             show.console.print(str(error), style="red", markup=False)
+
+
+def _ask() -> str:
+    """The next line; empty at the input's end (Ctrl-D)."""
+    try:
+        return show.console.input("[bold]query>[/bold] ").strip()
+    except EOFError:
+        show.console.print()
+        return ""

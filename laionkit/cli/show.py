@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,12 @@ console = Console(highlight=False)
 
 
 def as_json(value: Any) -> None:
-    """Print one JSON document on stdout. NaN becomes null: JSON has none."""
-    print(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+    """Print one JSON document on stdout. NaN becomes null: JSON has none.
+
+    Letters that stdout cannot spell are escaped, as JSON can, so that none is lost.
+    """
+    escape = not (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(_plain(value), indent=1, ensure_ascii=escape, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:

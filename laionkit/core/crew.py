@@ -37,7 +37,13 @@ class Child:
         """Start a process; `context` is multiprocessing's."""
         ours, theirs = context.Pipe()
         process = context.Process(target=_main, args=(theirs, open_worker, site), daemon=True)
-        process.start()
+        # Ctrl-C reaches the whole group: the parent decides, and terminates its children. They are
+        # born deaf to it, since it may come while they still import.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         theirs.close()
         return cls(site.worker, process, ours)
 
@@ -52,7 +58,6 @@ class Child:
 def _main(pipe: Connection, open_worker: "OpenWorker", site: "Site") -> None:
     """Run one worker in a child process, talking to the parent over `pipe`. Never returns."""
     gc.freeze()  # what is loaded stays: the collector need not look at it again and again
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it terminates us
     lock = threading.Lock()
 
     def send(kind: str, payload: object = None) -> None:

@@ -65,8 +65,9 @@ def score_stage(column: str) -> str:
 
 
 def embedded_models(dataset: Folder) -> list[str]:
-    """Short names of the models that this dataset has embeddings of."""
-    return dataset.folders(f"{RECORDS}/{EMBED_RECORDS}")
+    """Short names of the models that this dataset has embeddings of, one shard at least."""
+    begun = dataset.folders(f"{RECORDS}/{EMBED_RECORDS}")
+    return [model for model in begun if StageRecords(dataset, embed_stage(model)).names()]
 
 
 def choose_model(dataset: Folder, model: str | None) -> str:

@@ -159,6 +159,11 @@ class Runner:
             raise ConfigError(f"--fresh would set aside {cost} of {records.stage}: add --yes")
         self.note(records.stage, f"set aside {cost} in {records.set_aside()}")
 
+    def require_whole(self, stage: str) -> None:
+        """Refuse a part of a stage that is one piece of work. Raises ConfigError."""
+        if self.part != (1, 1):
+            raise ConfigError(f"{stage} is one piece of work: run it without --part")
+
     def is_mine(self, shard: str) -> bool:
         """Tell whether a shard belongs to this machine's part, whoever lists it and when."""
         i, n = self.part

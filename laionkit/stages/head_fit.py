@@ -62,6 +62,7 @@ def fit_head(
     runner: Runner = Runner(),
 ) -> StageReport:
     """Fit a linear head on a dataset's embeddings and a file of ratings, and save it."""
+    runner.require_whole("head fit")
     started = time.monotonic()
     folder = Folder(dataset)
     model = choose_model(folder, config.as_name)

@@ -69,6 +69,7 @@ def index(
     from laionkit.search.scores import lay_out_scores
     from laionkit.search.writer import IndexWriter
 
+    runner.require_whole("index")
     started = time.monotonic()
     folder = Folder(dataset)
     model = choose_model(folder, config.as_name)

@@ -1,5 +1,10 @@
 """A user's mistake is one clear line and exit 2, before any work; never a traceback."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -84,6 +89,20 @@ def test_a_bad_part_is_refused(laionkit, dataset):
 
 def test_a_recipe_that_is_none_names_those_there_are(laionkit, dataset):
     assert_refused(laionkit("run", "demmo", dataset), "did you mean demo?")
+
+
+def test_a_shell_without_unicode_loses_no_letter_of_json(tmp_path):
+    table = pa.table({"URL": ["http://a.example/a.jpg"], "TEXT": ["ein Käfer"]})
+    pq.write_table(table, tmp_path / "links.parquet")
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "laionkit", *arguments]
+        env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+        return subprocess.run(command, cwd=tmp_path, env=env, check=True, stdout=-1).stdout.decode()
+
+    assert "? metadata/part-00000.parquet" in run("metadata", "links.parquet", "set", "-q")
+    (caption,) = (c for c in json.loads(run("columns", "set", "--json")) if c["name"] == "caption")
+    assert caption["max"] == "ein Käfer"
 
 
 def test_json_is_one_document(laionkit, dataset):

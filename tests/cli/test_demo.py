@@ -87,7 +87,7 @@ def test_a_query_without_text_opens_a_prompt_on_a_terminal(demo):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "laionkit", "query", str(dataset), "-k", "2", "--quiet"]
     with os.fdopen(ours, "r+b", buffering=0) as terminal:
-        terminal.write(b"a blue ring\n\n")
+        terminal.write(b"a blue ring\n\x04")  # Ctrl-D ends it, as an empty line does
         result = subprocess.run(
             command, stdin=theirs, capture_output=True, text=True, check=False, timeout=120
         )

@@ -46,10 +46,28 @@ def test_an_interrupted_fetch_says_how_to_go_on_and_leaves_no_process(tmp_path, 
         process.send_signal(number)
         _, said = process.communicate(timeout=60)  # ends once nobody holds its stderr
     assert process.returncode == 130
-    resume = (
-        f"laionkit: interrupted; finished shards are kept. Resume: laionkit {' '.join(command)}"
+    said_last = "laionkit: interrupted; finished shards are kept. Resume: python -m laionkit "
+    assert said.splitlines()[-1] == said_last + " ".join(command)
+
+
+def test_a_second_interrupt_leaves_at_once(tmp_path):
+    code = (
+        "import os, signal, time\n"
+        "from laionkit.cli import app\n"
+        "def stuck(*_, **__):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(60)\n"
+        "app.app = stuck\n"
+        "app.main(['fetch', 'my set'])"
     )
-    assert said.splitlines()[-1] == resume
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 130
+    assert done.stderr.endswith(" fetch 'my set'\n")
 
 
 def test_a_fetching_process_loads_no_tables_engine():

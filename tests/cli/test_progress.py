@@ -2,11 +2,12 @@
 
 import json
 import re
+import sys
 import time
 
 import pytest
 
-from laionkit.cli.progress import Bars, JsonLines, Tally
+from laionkit.cli.progress import Bars, JsonLines, Tally, stop, watcher
 from laionkit.core.progress import (
     Counts,
     Note,
@@ -54,6 +55,17 @@ def test_on_a_narrow_terminal_the_bar_its_end_and_the_losses_are_all_there(monke
     assert "7.0% ok" in shown
     assert "lost 1,234 http_server_error, 77 http_not_found, 9 timeout · at a-long" in shown
     assert "no [server] answers" in shown
+
+
+def test_an_error_finds_the_screen_without_a_bar(monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    watcher().emit(StageStarted("fetch", shards=40, done=10, samples=300))
+    stop()
+    print("laionkit: no", file=sys.stderr)
+    shown = capsys.readouterr().err
+    assert shown.endswith("laionkit: no\n")
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor: hidden, shown
 
 
 def test_nothing_is_said_that_nobody_knows():

@@ -188,6 +188,12 @@ def test_a_part_outside_its_count_is_refused():
         Runner(part=(5, 4))
 
 
+def test_a_part_of_what_is_one_piece_of_work_is_refused():
+    Runner().require_whole("index")
+    with pytest.raises(ConfigError, match="index is one piece of work: run it without --part"):
+        Runner(part=(1, 2)).require_whole("index")
+
+
 def test_an_unknown_setting_gets_a_suggestion():
     with pytest.raises(ConfigError, match="did you mean retries"):
         CopyConfig.build({"retrys": 3}, "recipe.yaml: copy")

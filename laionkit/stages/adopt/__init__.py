@@ -64,6 +64,7 @@ def adopt(
 
     Raises InputError where there is nothing to adopt, a file is broken, or two files hold one key.
     """
+    runner.require_whole("adopt")
     place, home = Folder(folder), Folder(dataset)
     tars: Sequence[Found] = find_shards(place)
     embeddings = find_vectors(place)

@@ -47,8 +47,7 @@ def metadata(
     Raises InputError for a source that is not there or whose links cannot be found, and
     StaleOutput where the work list was made of other sources.
     """
-    if runner.part != (1, 1):
-        raise ConfigError("metadata is one piece of work: run it without --part")
+    runner.require_whole("metadata")
     if not sources:
         raise ConfigError("name at least one SOURCE: a file, a folder, a glob or a URL")
     started = time.monotonic()

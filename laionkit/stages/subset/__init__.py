@@ -29,6 +29,7 @@ def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> 
     Raises StaleOutput where that name holds another recipe, ConfigError for a filter or preset
     that cannot be, InputError where nothing would be left.
     """
+    runner.require_whole("subset")
     started = time.monotonic()
     folder = Folder(dataset)
     records = StageRecords(folder, f"subset/{config.name}")
