@@ -83,6 +83,8 @@ _HOMES = {
     "fetch": "fetch_command",
     "index": "search_commands",
     "query": "search_commands",
+    "status": "look_commands",
+    "columns": "look_commands",
 }
 _USAGES = {  # where cyclopts cannot tell the arguments' names or order
     "metadata": "SOURCE… DATASET",

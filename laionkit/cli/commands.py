@@ -16,8 +16,6 @@ from laionkit.cli.options import (
     Json,
 )
 from laionkit.core.errors import StageFailed
-from laionkit.core.status import status as dataset_status
-from laionkit.core.table import columns as dataset_columns
 from laionkit.recipe import load_recipe
 from laionkit.recipe import run as run_recipe
 from laionkit.stages.adopt import AdoptConfig
@@ -141,33 +139,16 @@ def run(
         show.as_json(reports)
 
 
-def status(dataset: Dataset, /, *, json: Json = False) -> None:
-    """Tell what is done in DATASET, what was lost and why."""
-    stages = dataset_status(dataset)
-    if json:
-        show.as_json(stages)
-    else:
-        show.stages(stages)
-
-
-def columns(dataset: Dataset, /, *, json: Json = False) -> None:
-    """List every column of DATASET that --where can name: type, origin, nulls, range."""
-    found = dataset_columns(dataset)
-    if json:
-        show.as_json(found)
-    else:
-        show.columns(found)
-
-
 def verify(dataset: Dataset, name: SubsetName, /, *, json: Json = False) -> None:
     """Check every file and sample of DATASET's subset NAME against its manifest."""
     found = verify_subset(dataset, name)
     if json:
         show.as_json(found)
     else:
-        show.console.print(f"{name}: {found.samples:,} samples, root {found.root or 'unknown'}")
+        what = f"{len(found.problems):,} problems" if found.problems else "as it was written"
+        show.line(f"{name}: {found.samples:,} samples, {what}; root {found.root or 'unknown'}")
         for problem in found.problems:
-            show.console.print(f"  {problem}", markup=False)
+            show.line(f"  {problem}")
     if found.problems:
         raise StageFailed(f"subset {name} of {dataset} is not what was written: make it again")
 

@@ -55,7 +55,12 @@ def said(value: Any, text: str, json_output: bool) -> None:
     if json_output:
         as_json(value)
     else:
-        console.print(text, markup=False)
+        line(text)
+
+
+def line(text: str) -> None:
+    """Print a line as it is, however narrow the screen: what may be copied is not cut up."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def report(result: StageReport, json_output: bool = False) -> None:
@@ -64,22 +69,22 @@ def report(result: StageReport, json_output: bool = False) -> None:
         as_json(result)
         return
     print_counts(result)
-    for line in result.notes:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+    for note in result.notes:
+        line(f"  {note}")
     for path in result.outputs:
-        console.print(f"  → {path}", markup=False, soft_wrap=True)
+        line(f"  → {path}")
 
 
 def print_counts(result: StageReport) -> None:
     """Print the line of counts and, below it, a line for each reason."""
     counts, fresh = result.counts, result.shards - result.skipped
-    shards = f"{result.shards} shards, " if result.shards != 1 else "1 shard, "
-    found = f"{result.skipped} found done, " if result.skipped else ""
+    shards = f"{result.shards:,} shards, " if result.shards > 1 else ""
+    found = f"{result.skipped:,} found done, " if result.skipped else ""
     rate = f", {counts.seen / result.seconds:,.0f}/s" if fresh and result.seconds > 0 else ""
     console.print(
         f"[bold]{result.stage:<10}[/bold] in {counts.seen:,} = ok {counts.ok:,}"
         f"{_dropped(counts)}   "
-        f"[dim]{shards if result.shards else ''}{found}{result.seconds:.1f} s{rate}[/dim]"
+        f"[dim]{shards}{found}{result.seconds:.1f} s{rate}[/dim]"
     )
     for reason, n in sorted(counts.reasons.items(), key=lambda kv: -kv[1]):
         share = 100 * n / max(1, counts.seen)
@@ -93,7 +98,7 @@ def _dropped(counts: Counts) -> str:
 
 def stages(found: Sequence[StageStatus]) -> None:
     """Print a row a stage, then the reasons of each."""
-    titles = ("stage", "shards", "in", "ok", "dropped", "MB", "seconds", "last")
+    titles = ("stage", "shards", "in", "ok", "dropped", "size", "time", "last (UTC)")
     rows = [
         (
             row.stage,
@@ -101,30 +106,54 @@ def stages(found: Sequence[StageStatus]) -> None:
             row.counts.seen,
             row.counts.ok,
             row.counts.seen - row.counts.ok,
-            round(row.bytes / 1e6, 1),
-            round(row.seconds, 1),
+            _size(row.bytes),
+            _duration(row.seconds),
             row.last[5:16].replace("T", " "),
         )
         for row in found
     ]
-    table(titles, rows)
+    table(titles, rows, least=("size", "time", "last (UTC)", "shards"))
     dropped = [
-        (row.stage, reason, n) for row in found for reason, n in sorted(row.counts.reasons.items())
+        (row.stage, reason, n, f"{100 * n / row.counts.seen:.1f} %")
+        for row in found
+        for reason, n in sorted(row.counts.reasons.items(), key=lambda kv: -kv[1])
     ]
     if dropped:
-        table(("stage", "reason", "dropped"), dropped)
+        table(("stage", "reason", "dropped", "share"), dropped)
     for row in found:
         if row.worst_hosts:
-            table(
-                ("host", "lost"), list(row.worst_hosts.items()), title=f"{row.stage}: worst hosts"
-            )
+            table(("host", "lost"), row.worst_hosts.items(), title=f"{row.stage}: worst hosts")
         if row.measured:
             _recall(row)
         if row.tried_again:
-            healed = (
-                f"{row.stage}: {row.healed:,} of {row.tried_again:,} tries at lost links healed"
-            )
-            console.print(f"{healed} them; they count as ok above", markup=False)
+            tries = f"{row.healed:,} of {row.tried_again:,} tries at lost links healed them"
+            line(f"{row.stage}: {tries}; they count as ok above")
+
+
+def _size(count: int) -> str:
+    """Bytes as people say them.
+
+    >>> _size(36_503)
+    '36.5 kB'
+    """
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> _duration(4_000)
+    '1 h 6 min'
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _recall(row: StageStatus) -> None:
@@ -205,31 +234,56 @@ def what_if(extra: Mapping[str, Any]) -> None:
     console.print(f"about {extra['bytes'] / 1e6:,.1f} MB of pictures")
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print rows under titles; numbers to the right, None as an empty cell."""
+def table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    least: Sequence[str] = (),
+) -> None:
+    """Print rows under titles; numbers to the right, None as an empty cell.
+
+    Where the screen is too narrow for all, the columns of `least` are left out, the last first.
+    """
     shown = [[_cell(value) for value in row] for row in rows]
-    grid = Table(
-        box=box.SIMPLE_HEAD,
-        title=title or None,
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for position, name in enumerate(titles):
-        numeric = bool(shown) and all(_is_number(row[position]) for row in shown)
-        widest = max((len(row[position]) for row in shown), default=0)
-        if numeric:
-            width = max(widest, min(len(name), 11))  # longer names fold
-            grid.add_column(name, justify="right", min_width=width, overflow="fold")
-        elif name == "url":  # cut rather than folded over many lines; --json has it whole
-            grid.add_column(name, no_wrap=True, min_width=8, overflow="ellipsis", ratio=1)
-        elif name == "last":  # half a time tells nothing
-            grid.add_column(name, no_wrap=True, min_width=widest)
-        else:
-            grid.add_column(name, min_width=min(widest, 20), overflow="fold")
+    widths = [
+        max([len(name), *(len(row[place]) for row in shown)]) for place, name in enumerate(titles)
+    ]
+    out = _left_out(dict(zip(titles, widths, strict=True)), least)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for place, name in enumerate(titles):
+        if name not in out:
+            numeric = bool(shown) and all(_is_number(row[place]) for row in shown)
+            _add_column(grid, name, max((len(row[place]) for row in shown), default=0), numeric)
     for row in shown:
-        grid.add_row(*row)
+        grid.add_row(*(cell for name, cell in zip(titles, row, strict=True) if name not in out))
+    if title:
+        line(title)
     console.print(grid, markup=False)
+    if out:
+        line(f"too narrow for {', '.join(out)} (--json has all)")
+
+
+def _left_out(widths: Mapping[str, int], least: Sequence[str]) -> list[str]:
+    room = console.width - 1 - sum(width + 2 for width in widths.values())
+    out: list[str] = []
+    for name in reversed(least):
+        if room < 0:
+            room += widths[name] + 2
+            out.append(name)
+    return out
+
+
+def _add_column(grid: Table, name: str, widest: int, numeric: bool) -> None:
+    if numeric:
+        width = max(widest, min(len(name), 11))  # longer names fold
+        grid.add_column(name, justify="right", min_width=width, overflow="fold")
+    elif name == "url":  # cut rather than folded over many lines; --json has it whole
+        grid.add_column(name, no_wrap=True, min_width=8, overflow="ellipsis", ratio=1)
+    elif name in ("stage", "size", "time", "last (UTC)"):  # half of it tells nothing
+        grid.add_column(name, no_wrap=True, min_width=widest)
+    else:
+        grid.add_column(name, min_width=min(widest, 20), overflow="fold")
 
 
 def _cell(value: object) -> str:

@@ -9,6 +9,8 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -60,6 +62,26 @@ class ShardRecord(BaseModel):
     def content(self) -> str:
         """One hash over the files' hashes: what a downstream record stores as its input."""
         return fingerprint({role: entry.sha256 for role, entry in self.files.items()})
+
+
+@dataclass
+class Clock:
+    """How long a stage was at work: shards done side by side count once, pauses not at all."""
+
+    spans: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, record: ShardRecord) -> None:
+        """Count the time in which a shard was done."""
+        end = datetime.fromisoformat(record.finished_at or "1970-01-01T00:00:00Z").timestamp()
+        self.spans.append((end - record.seconds, end))
+
+    def seconds(self) -> float:
+        """The time in which any of the shards was being done."""
+        total, until = 0.0, float("-inf")
+        for start, end in sorted(self.spans):
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
 
 
 class StageMade(BaseModel):
@@ -196,13 +218,13 @@ class StageRecords:
         )
 
     def discard_plan(self) -> tuple[list[str], float]:
-        """The files that starting over would move aside, and the seconds that made them."""
+        """The files that starting over would move aside, and the seconds it took to make them."""
         files: list[str] = []
-        seconds = 0.0
+        clock = Clock()
         for record in self.all():
             files += [e.path for e in record.files.values() if not _is_outside(e.path)]
-            seconds += record.seconds
-        return files, seconds
+            clock.add(record)
+        return files, clock.seconds()
 
     def set_aside(self) -> str:
         """Move this stage's files and records to ``.laionkit/aside/STAGE-TIME``; return that.

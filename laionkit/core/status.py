@@ -1,6 +1,7 @@
 """What a dataset holds, told from its records alone: stages, shards, counts, seconds."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
-from laionkit.core.records import STAGE_FILE, StageRecords
+from laionkit.core.records import STAGE_FILE, Clock, ShardRecord, StageRecords
 from laionkit.core.schemas import MEASURED, RECORDS, Reason
 
 WORST_HOSTS = 10
@@ -16,6 +17,9 @@ WORST_HOSTS = 10
 
 class StageStatus(BaseModel):
     """One stage's finished work. `config` is what it was made with.
+
+    `bytes` is the size of its files, `seconds` how long it was at work (shards done side by side
+    count once), `last` when its latest shard was finished (UTC).
 
     Samples tried again are counted once, as what became of them last: `tried_again` and `healed`
     say how many there were. Earlier rows of pictures that changed count as superseded.
@@ -55,52 +59,76 @@ def status(dataset: str) -> list[StageStatus]:
     stages = recorded_stages(folder)
     if not stages:
         raise InputError(f"{dataset} holds no laionkit dataset: laionkit metadata begins one")
-    rows = [(_first_finish(folder, stage), stage_status(folder, stage)) for stage in stages]
-    return [row for _, row in sorted(rows, key=lambda pair: (pair[0], pair[1].stage))]
+    found = [_Sum.of(StageRecords(folder, stage)) for stage in stages]
+    found.sort(key=lambda each: (each.first, each.records.stage))
+    return [each.status() for each in found]
 
 
 def stage_status(dataset: Folder, stage: str) -> StageStatus:
     """Sum up one stage's records."""
-    records, place = StageRecords(dataset, stage), f"{stage}/{MEASURED}"
-    made = records.made()
-    counts, shards, size, seconds, last = Counts(), 0, 0, 0.0, ""
-    tried, superseded, was_lost, hosts = 0, 0, Counter[str](), Counter[str]()
-    for record in records.all():
-        counts, shards = counts + record.counts, shards + 1
-        tried += record.extra.get("tried", 0)
-        superseded += record.extra.get("superseded", 0)
-        was_lost.update(record.extra.get("healed_from", {}))
-        if "tried" not in record.extra:  # what is tried again was counted where it was lost first
-            hosts.update(record.extra.get("worst_hosts", {}))
-        size += sum(entry.size for entry in record.files.values())
-        seconds += record.seconds
-        last = max(last, record.finished_at)
-    return StageStatus(
-        stage=stage,
-        shards=shards,
-        counts=without_superseded(_without(counts, was_lost), superseded),
-        bytes=size,
-        seconds=round(seconds, 3),
-        last=last,
-        config=made.config if made else {},
-        tried_again=tried,
-        healed=was_lost.total(),
-        worst_hosts=dict(hosts.most_common(WORST_HOSTS)),
-        measured=dataset.read_json(place) if dataset.exists(place) else {},
-    )
+    return _Sum.of(StageRecords(dataset, stage)).status()
 
 
-def _without(counts: Counts, was_lost: Counter[str]) -> Counts:
-    """Counts without the earlier, lost attempts of samples that healed."""
-    return Counts.of(counts.ok, {r: n - was_lost[r] for r, n in counts.reasons.items()})
+@dataclass
+class _Sum:
+    """What a stage's records come to, taken in one pass over them: there may be thousands."""
+
+    records: StageRecords
+    ok: int = 0
+    shards: int = 0
+    bytes: int = 0
+    tried: int = 0
+    superseded: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    was_lost: Counter[str] = field(default_factory=Counter)
+    hosts: Counter[str] = field(default_factory=Counter)
+    clock: Clock = field(default_factory=Clock)
+    first: str = "~"
+    last: str = ""
+
+    @classmethod
+    def of(cls, records: StageRecords) -> "_Sum":
+        summed = cls(records)
+        for record in records.all():
+            summed._add(record)
+        return summed
+
+    def _add(self, record: ShardRecord) -> None:
+        extra = record.extra
+        self.ok += record.counts.ok
+        self.reasons.update(record.counts.reasons)
+        self.shards += 1
+        self.bytes += sum(entry.size for entry in record.files.values())
+        self.tried += extra.get("tried", 0)
+        self.superseded += extra.get("superseded", 0)
+        self.was_lost.update(extra.get("healed_from", {}))
+        if "tried" not in extra:  # what is tried again was counted where it was lost first
+            self.hosts.update(extra.get("worst_hosts", {}))
+        self.clock.add(record)
+        self.first = min(self.first, record.finished_at)
+        self.last = max(self.last, record.finished_at)
+
+    def status(self) -> StageStatus:
+        made, place = self.records.made(), f"{self.records.stage}/{MEASURED}"
+        dataset = self.records.dataset
+        # The earlier, lost attempts of samples that healed are no losses any more.
+        lost = {reason: n - self.was_lost[reason] for reason, n in self.reasons.items()}
+        return StageStatus(
+            stage=self.records.stage,
+            shards=self.shards,
+            counts=without_superseded(Counts.of(self.ok, lost), self.superseded),
+            bytes=self.bytes,
+            seconds=round(self.clock.seconds(), 3),
+            last=self.last,
+            config=made.config if made else {},
+            tried_again=self.tried,
+            healed=self.was_lost.total(),
+            worst_hosts=dict(self.hosts.most_common(WORST_HOSTS)),
+            measured=dataset.read_json(place) if dataset.exists(place) else {},
+        )
 
 
 def without_superseded(counts: Counts, superseded: int) -> Counts:
     """Counts in which so many rows are no longer ok, since later ones stand for them."""
     reasons = {**counts.reasons, Reason.SUPERSEDED.value: superseded}
     return Counts.of(counts.ok - superseded, reasons)
-
-
-def _first_finish(dataset: Folder, stage: str) -> str:
-    finished = [record.finished_at for record in StageRecords(dataset, stage).all()]
-    return min(finished, default="~")
