@@ -7,6 +7,7 @@ Paths: ``/img/NAME`` a picture that was given; ``/ok`` a small JPEG; the rest by
 import asyncio
 import gzip
 import threading
+import zlib
 from collections import Counter
 from types import TracebackType
 from urllib.parse import unquote
@@ -29,6 +30,8 @@ class FaultServer:
         self.most_at_once = 0
         self.leaves_at = 0
         self.connections = 0
+        # A network's login: every answer is a page, or a redirect to it where this is an address.
+        self.portal = ""
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, daemon=True)
 
@@ -111,6 +114,12 @@ class FaultServer:
         return unquote(path), headers
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> bool:
+        if self.portal.startswith("http") and not path.startswith("/login"):
+            self.send(writer, 302, b"", f"Location: {self.portal}?from={path}")
+            return True
+        if self.portal:
+            self.send(writer, 200, b"<html>log in first</html>")
+            return True
         name, _, rest = path.lstrip("/").partition("/")
         handler = getattr(self, f"on_{name.partition('?')[0].replace('.', '_')}", None)
         if handler is None:
@@ -209,6 +218,14 @@ class FaultServer:
 
     async def on_gzip(self, writer: asyncio.StreamWriter, rest: str) -> None:
         self.send(writer, 200, gzip.compress(self.small), "Content-Encoding: gzip")
+
+    async def on_coded(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        """/coded/CODING/HOW: the picture under that Content-Encoding, HOW it really is."""
+        coding, how = rest.split("/")
+        packed = gzip.compress(self.small)
+        bodies = {"plain": self.small, "gzip": packed, "cut": packed[:-20]}
+        bodies |= {"zlib": zlib.compress(self.small), "bare": zlib.compress(self.small)[2:-4]}
+        self.send(writer, 200, bodies[how], f"Content-Encoding: {coding}")
 
     async def on_bomb(self, writer: asyncio.StreamWriter, rest: str) -> None:
         self.send(writer, 200, BOMB, "Content-Encoding: gzip")

@@ -16,6 +16,7 @@ NO_USE = ("noai", "noimageai", "noindex", "noimageindex", "noml")
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 # Of a robots.txt's user agent only this counts: ``bot/1.2`` is bot (RFC 9309, 2.2.1).
 _PRODUCT = re.compile(r"[a-z_-]+|\*")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?")
 # Rules read of one robots.txt; the longest published ones have a few thousand.
 MAX_RULES = 10_000
 _ASCII = "".join(map(chr, range(128)))
@@ -65,22 +66,31 @@ def refusals(value: str, token: str) -> set[str]:
 
     ``otherbot: noai, noindex`` holds for otherbot alone; a name lasts until the next one. A name
     has no blanks: what follows the comma of ``unavailable_after: Fri, 25 Jun 2010 15:00`` is none.
+    ``none`` is short for ``noindex, nofollow``.
     """
     scope, directives = "*", set()
     for part in value.lower().split(","):
-        name, colon, rest = part.strip().partition(":")
+        name, colon, rest = (word.strip() for word in part.partition(":"))
         if colon and " " not in name and name not in _WITH_VALUE:
             scope, part = name, rest
         if scope in ("*", token.lower()):
             directives.add(part.strip())
-    return directives
+    return directives | {"noindex", "nofollow"} if "none" in directives else directives
 
 
 @dataclass(frozen=True)
 class Robots:
-    """The rules of one robots.txt that hold for us: (allow, path pattern) pairs."""
+    """The rules of one robots.txt that hold for us: (allow, path pattern) pairs.
+
+    `delay_s` is its Crawl-delay, which is no part of RFC 9309 and which many sites still state.
+    """
 
     rules: tuple[tuple[bool, str], ...] = ()
+    delay_s: float = 0.0
+
+    def __len__(self) -> int:
+        """How many rules there are."""
+        return len(self.rules)
 
     def forbids(self, path: str) -> str | None:
         """The rule by which a path (with its query) may not be fetched; None where it may.
@@ -137,6 +147,7 @@ def matches(path: str, pattern: str) -> bool:
 def parse_robots(text: str, token: str) -> Robots:
     """Read a robots.txt: the groups that name `token`, else those for ``*``."""
     groups: dict[str, list[tuple[bool, str]]] = {}
+    delays: dict[str, float] = {}
     agents: list[str] = []
     in_rules = False
     for line in text.lstrip("\ufeff").splitlines():
@@ -155,5 +166,7 @@ def parse_robots(text: str, token: str) -> Robots:
             if value:
                 for agent in agents:
                     groups[agent].append((name == "allow", in_octets(value)))
-    chosen = groups.get(token.lower(), groups.get("*", []))
-    return Robots(tuple(chosen[:MAX_RULES]))
+        elif name == "crawl-delay" and _SECONDS.fullmatch(value):
+            delays |= dict.fromkeys(agents, float(value))
+    chosen = token.lower() if token.lower() in groups else "*"
+    return Robots(tuple(groups.get(chosen, [])[:MAX_RULES]), delays.get(chosen, 0.0))

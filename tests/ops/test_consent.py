@@ -26,6 +26,9 @@ from laionkit.ops.consent import find_opt_out, parse_robots
         ("unavailable_after: Fri, 25 Jun 2030 15:00:00 PST, noai", True),
         ("otherbot: unavailable_after: Fri, 25 Jun 2030 15:00:00 PST, noai", False),
         ("*: noai", True),
+        ("none", True),
+        ("otherbot: none", False),
+        ("max-image-preview: none", False),
         ("", False),
     ],
 )
@@ -97,6 +100,23 @@ def test_a_group_may_name_our_version_too():
 
 def test_an_empty_disallow_allows_all():
     assert parse_robots("User-agent: *\nDisallow:", "laionkit").forbids("/x") is None
+
+
+@pytest.mark.parametrize(
+    ("robots", "seconds"),
+    [
+        ("User-agent: *\nCrawl-delay: 2.5\nDisallow: /x", 2.5),
+        ("User-agent: laionkit\nDisallow: /x\nUser-agent: *\nCrawl-Delay: 5", 0),
+        ("User-agent: other\nCrawl-delay: 9\nUser-agent: laionkit\nDisallow: /x", 0),
+        ("User-agent: *\nCrawl-delay: soon", 0),
+        ("User-agent: *\nCrawl-delay: 1e9", 0),
+        ("Crawl-delay: 3\nUser-agent: *\nDisallow: /x", 0),
+    ],
+)
+def test_the_crawl_delay_of_our_group_is_told_and_changes_no_group(robots, seconds):
+    rules = parse_robots(robots, "laionkit")
+    assert rules.delay_s == seconds
+    assert (rules.forbids("/x") is None) == ("Disallow" not in robots)
 
 
 @given(st.text(), st.text())

@@ -85,6 +85,66 @@ def test_a_network_that_refuses_every_connection_is_waited_for_too(tmp_path, ser
     assert "the network is back" in back
 
 
+@pytest.mark.parametrize(
+    ("portal", "words"),
+    [
+        ("http://login.example:{port}/login", "all led to login.example"),
+        ("page", "all gave the same page"),
+    ],
+)
+def test_a_network_that_asks_for_a_login_is_waited_for_too(tmp_path, dns, portal, words):
+    """Each link would be recorded as a page, for good, though none of them is."""
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        dataset = make_dataset(tmp_path, many_hosts(server, 80), 100)
+        server.portal = portal.format(port=server.port)
+        notes = Notes()
+
+        def emit(event: Event) -> None:
+            Notes.emit(notes, event)
+            if isinstance(event, Note) and "seems gone" in event.text:
+                server.portal = ""
+
+        notes.emit = emit
+        report = fetch(dataset, settings(dns), runner=Runner(workers=1, progress=notes))
+    assert (report.counts.ok, report.counts.reasons) == (80, {})
+    assert words in notes.texts[0]
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/html", "not_an_image"), ("/reset", None)])
+def test_bad_links_at_the_head_of_a_list_do_not_stop_the_good_ones_behind(
+    tmp_path, server, dns, path, reason
+):
+    """Where no server was met yet that answers, some that were not asked yet are."""
+    good = [f"http://good{i}.example:{server.port}/ok" for i in range(60)]
+    dataset = make_dataset(tmp_path, [*many_hosts(server, 60, path), *good], 1000)
+    report = fetch(dataset, settings(dns, concurrency=4), runner=Runner(workers=1))
+    assert (report.counts.ok, report.counts.reasons) == (60, {reason or "connection_lost": 60})
+
+
+def test_a_network_that_cuts_every_connection_is_no_servers_fault(tmp_path, server, dns):
+    dataset = make_dataset(tmp_path, many_hosts(server, 60, "/reset"), 100)
+    with pytest.raises(StageFailed, match=r"no server answered for 0\.3 s"):
+        fetch(dataset, settings(dns, network_wait_s=0.3), runner=Runner(workers=1))
+    assert StageRecords(Folder(dataset), "fetch").names() == []
+
+
+def test_links_that_lead_to_one_host_take_their_turn_there(tmp_path, server, dns):
+    one = f"http://cdn.example:{server.port}/slow/0.1"
+    urls = many_hosts(server, 20, f"/to/{one}/x")
+    dataset = make_dataset(tmp_path, urls, 100)
+    report = fetch(dataset, settings(dns, per_host=2), runner=Runner(workers=1))
+    assert report.counts.ok == 20
+    assert report.seconds > 20 * 0.1 / 2
+
+
+def test_a_host_that_leads_to_dead_ones_is_not_taken_for_dead(tmp_path, server, dns):
+    dead = [f"/to/http://dead{i}.example:{server.port}/reset/{i}" for i in range(40)]
+    urls = [f"http://short.example:{server.port}{path}" for path in [*dead, *["/ok"] * 20]]
+    dataset = make_dataset(tmp_path, urls, 100)
+    report = fetch(dataset, settings(dns, concurrency=4), runner=Runner(workers=1))
+    assert (report.counts.ok, report.counts.reasons) == (20, {"connection_lost": 40})
+
+
 def test_a_network_that_stays_away_stops_the_run_and_records_nothing(tmp_path, server, dns):
     dataset = make_dataset(tmp_path, many_hosts(server, 60), 100)
     dns.good_answers, dns.fails_for_s = 0, 600

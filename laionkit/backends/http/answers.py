@@ -23,6 +23,7 @@ _STATUS_REASONS = {
     425: Reason.HTTP_RATE_LIMITED,
     429: Reason.HTTP_RATE_LIMITED,
     451: Reason.HTTP_FORBIDDEN,
+    511: Reason.CONNECT_FAILED,  # the network's own answer: it asks for a login
 }
 # An honest server asks for minutes; one that asks for a week is taken as "not today".
 MAX_RETRY_AFTER_S = 3600.0
@@ -33,6 +34,8 @@ class Answer:
     """What came of one attempt: bytes, or a reason with its detail.
 
     `retry_after_s` is what the server asked for; `bytes_in` counts the body even where it is cut.
+    `moved_to` is the address at another host to go on at, after `hops` redirects. Requests to the
+    host should start `gap_s` apart.
     """
 
     body: bytes | None = None
@@ -41,6 +44,9 @@ class Answer:
     evidence: str | None = None
     retry_after_s: float = 0.0
     bytes_in: int = 0
+    moved_to: str = ""
+    hops: int = 0
+    gap_s: float = 0.0
 
 
 class Refused(Exception):
@@ -79,7 +85,7 @@ def reason_of(error: BaseException) -> tuple[Reason, str]:
 
     Raises StageFailed where this process may open no more files: that is no server's fault.
     """
-    detail = (str(error) or type(error).__name__).splitlines()[0][:300]
+    detail = " ".join((str(error) or type(error).__name__).split())[:300]
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, LookupFailed):

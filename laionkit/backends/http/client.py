@@ -1,7 +1,8 @@
 """One link to its bytes, or to the reason why not.
 
 Every redirect is followed by ourselves and judged like the first URL; the body is counted while
-it streams; one deadline covers the whole. What the server announces is never trusted.
+it streams; one deadline covers the whole. What the server announces is never trusted. `fetch`
+follows a link wherever it leads, `step` until it leads to another host, whose turn it is then.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import aiohttp
 from yarl import URL
 
 from laionkit.backends.http.answers import Answer, Refused, failure, reason_of
+from laionkit.backends.http.inflate import inflate
 from laionkit.backends.http.policy import Denied, Policy
 from laionkit.backends.http.resolver import CheckedResolver, Lookup, LookupFailed
 from laionkit.backends.http.robots import RobotsCache
@@ -94,6 +96,7 @@ class HttpClient:
             timeout=aiohttp.ClientTimeout(total=None),
             headers={"User-Agent": self.limits.user_agent, "Accept-Encoding": "identity"},
             skip_auto_headers=("Accept",),
+            auto_decompress=False,
             trust_env=False,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
@@ -113,14 +116,25 @@ class HttpClient:
 
     async def fetch(self, url: str) -> Answer:
         """Try one link once, within the deadline. Never raises for what the other side does."""
-        if self._throttle is not None:
-            await self._throttle.turn()
-        return await self._attempt(self._follow(url))
+        return await self._attempt(self._follow(url), self.limits.timeout_s)
 
-    async def _attempt(self, work: Awaitable[T]) -> T | Answer:
+    async def step(self, url: str, hops: int, within_s: float) -> Answer:
+        """Try a link, `hops` redirects away from its beginning, until it leads to another host.
+
+        The answer's `moved_to` says where it goes on then.
+        """
+        advance = await self._throttle.turn() if self._throttle is not None else 0.0
+        answer = await self._attempt(self._follow(url, hops, stay=True), within_s)
+        if self._throttle is not None:
+            self._throttle.ended(advance)
+        if self._robots is not None:
+            answer.gap_s = self._robots.delay_s(url)
+        return answer
+
+    async def _attempt(self, work: Awaitable[T], within_s: float) -> T | Answer:
         """What `work` returns within the deadline, else the reason why it did not."""
         try:
-            async with asyncio.timeout(self.limits.timeout_s):
+            async with asyncio.timeout(within_s):
                 return await work
         except Refused as refused:
             return refused.answer
@@ -130,8 +144,8 @@ class HttpClient:
             return Answer(None, *reason_of(error))
 
     async def probe(self, url: str) -> Answer:
-        """Try a link after a fresh lookup of its name: an open connection alone proves no DNS."""
-        host = urlsplit(url).hostname or ""
+        """Step to a link after a fresh lookup of its name: a connection kept proves no DNS."""
+        host = _host(url)
         if not host.replace(".", "").isdigit() and ":" not in host:
             self.resolver.forget(host)
             try:
@@ -141,7 +155,7 @@ class HttpClient:
                 return Answer(None, failed.reason, failed.detail)
             except TimeoutError:
                 return Answer(None, Reason.TIMEOUT, "no answer of the resolver")
-        return await self.fetch(url)
+        return await self.step(url, 0, self.limits.timeout_s)
 
     def _get(self, target: str) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Begin a request, once the host that aiohttp will connect to has been judged.
@@ -158,11 +172,15 @@ class HttpClient:
             raise Refused(Answer(None, Reason.ADDRESS_REFUSED, detail))
         return self._session.get(url, allow_redirects=False)
 
-    async def _follow(self, url: str) -> Answer:
-        for _ in range(self.limits.max_redirects + 1):
+    async def _follow(self, url: str, hops: int = 0, *, stay: bool = False) -> Answer:
+        host = ""
+        for hop in range(hops, self.limits.max_redirects + 1):
             target = self.policy.admit(url)
             if isinstance(target, Denied):
                 raise Refused(Answer(None, target.reason, target.detail))
+            if stay and hop > hops and _host(target) != host:
+                return Answer(moved_to=target, hops=hop)
+            host = _host(target)
             if self._robots is not None and (rule := await self._robots.forbids(target)):
                 evidence = {"header": "robots.txt", "value": rule[0], "time": rule[1]}
                 detail = f"robots.txt: {rule[0]}"
@@ -180,7 +198,7 @@ class HttpClient:
 
     async def _ask_robots(self, url: str) -> tuple[int, str, str] | Answer:
         """Status, text and Date of a robots.txt, or why it cannot be had."""
-        return await self._attempt(self._follow_robots(url))
+        return await self._attempt(self._follow_robots(url), self.limits.timeout_s)
 
     async def _follow_robots(self, url: str) -> tuple[int, str, str]:
         """Raises also where the server is in trouble.
@@ -208,7 +226,8 @@ class HttpClient:
         if denied is not None:
             raise Refused(Answer(None, denied.reason, denied.detail, evidence=denied.evidence))
         body = await self._read(response)
-        return Answer(body, bytes_in=len(body))
+        encoding = response.headers.get("Content-Encoding", "")
+        return Answer(inflate(body, encoding, self.limits.max_bytes), bytes_in=len(body))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         most = self.limits.max_bytes
@@ -228,6 +247,10 @@ class HttpClient:
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
+def _host(url: str) -> str:
+    return (urlsplit(url).hostname or "").rstrip(".")
+
+
 def _is_address(host: str) -> bool:
     """Whether aiohttp takes a host for an address, which no resolver is asked for."""
     return ":" in host or host.replace(".", "").isdigit()
@@ -243,7 +266,9 @@ def _raise_file_limit() -> None:
 
 async def _read_text(response: aiohttp.ClientResponse) -> str:
     """The beginning of a body as text."""
-    text = bytearray()
-    while len(text) < MAX_ROBOTS_BYTES and (chunk := await response.content.readany()):
-        text += chunk
+    body = bytearray()
+    while len(body) < MAX_ROBOTS_BYTES and (chunk := await response.content.readany()):
+        body += chunk
+    encoding = response.headers.get("Content-Encoding", "")
+    text = inflate(bytes(body), encoding, MAX_ROBOTS_BYTES, is_cut=True)
     return text[:MAX_ROBOTS_BYTES].decode("utf-8", "replace")

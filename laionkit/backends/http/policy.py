@@ -20,7 +20,13 @@ class Denied:
 
 
 class RobotsRules(Protocol):
-    """The rules of one site's robots.txt that hold for us."""
+    """The rules of one site's robots.txt that hold for us; `len` counts them."""
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds that the site wants between two requests."""
+
+    def __len__(self) -> int: ...
 
     def forbids(self, path: str) -> str | None:
         """The rule by which a path with its query may not be fetched; None where it may."""

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from laionkit.backends.http.answers import Answer, Refused
 from laionkit.backends.http.policy import RobotsRules
@@ -12,7 +11,10 @@ from laionkit.backends.http.policy import RobotsRules
 Ask = Callable[[str], Awaitable[tuple[int, str, str] | Answer]]
 # A site's rules, and when the server gave them.
 Site = tuple[RobotsRules, str]
-MAX_SITES = 100_000
+# Sites and rules that are kept; a rule takes 130 bytes, and a robots.txt can hold thousands.
+MAX_SITES, MAX_RULES = 100_000, 500_000
+# A longer Crawl-delay is taken for so many seconds.
+MAX_DELAY_S = 30.0
 # A site whose robots.txt could not be had is not asked again so soon, nor for its pictures.
 KEEP_FAILED_S = 30.0
 
@@ -24,6 +26,7 @@ class RobotsCache:
         """`ask` fetches a robots.txt, `read` turns it into rules."""
         self._ask, self._read = ask, read
         self._rules: dict[str, Site] = {}
+        self._rules_kept = 0
         self._failed: dict[str, tuple[float, Answer]] = {}
         self._under_way: dict[str, asyncio.Task[Site | Answer]] = {}
 
@@ -34,7 +37,7 @@ class RobotsCache:
         2.3.1.4), and it fails for the same reason, which may heal.
         """
         parts = urlsplit(url)
-        site = f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"
+        site = _site(parts)
         found: Site | Answer | None = self._rules.get(site)
         if found is None:
             found = await asyncio.shield(self._task(site))
@@ -44,6 +47,11 @@ class RobotsCache:
         path = parts.path or "/"
         rule = rules.forbids(f"{path}?{parts.query}" if parts.query else path)
         return None if rule is None else (rule, time)
+
+    def delay_s(self, url: str) -> float:
+        """Seconds that the site's robots.txt wants between requests, as far as it is known."""
+        known = self._rules.get(_site(urlsplit(url)))
+        return min(known[0].delay_s, MAX_DELAY_S) if known else 0.0
 
     def _task(self, site: str) -> "asyncio.Task[Site | Answer]":
         task = self._under_way.get(site)
@@ -65,17 +73,20 @@ class RobotsCache:
             return failed
         asked = await self._ask(f"{site}/robots.txt")
         if isinstance(asked, Answer):
-            _make_room(self._failed)
+            if len(self._failed) >= MAX_SITES:
+                self._failed.clear()
             self._failed[site] = (now + KEEP_FAILED_S, asked)
             return asked
         status, text, time = asked
         self._failed.pop(site, None)
-        _make_room(self._rules)
-        found = self._rules[site] = (self._read(status, text), time)
+        rules = self._read(status, text)
+        if len(self._rules) >= MAX_SITES or self._rules_kept + len(rules) > MAX_RULES:
+            self._rules.clear()
+            self._rules_kept = 0
+        self._rules_kept += len(rules)
+        found = self._rules[site] = (rules, time)
         return found
 
 
-def _make_room(sites: dict[str, Any]) -> None:
-    """Forget all where there are too many."""
-    if len(sites) >= MAX_SITES:
-        sites.clear()
+def _site(url: SplitResult) -> str:
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2].lower()}"

@@ -81,6 +81,8 @@ class FetchConfig(StageConfig):
     """Requests at once to one host, over all processes and parts of the run."""
     per_host_rate: Effort[Annotated[float, Field(ge=0)]] = 0.0
     """Requests a second to one host, over all processes and parts; 0 sets no rate."""
+    crawl_delay: Effort[bool] = True
+    """Honour the Crawl-delay of a robots.txt, up to 30 s between two requests to its host."""
     max_mbps: Effort[Annotated[float, Field(ge=0)]] = 0.0
     """Megabits a second that all processes and parts together take in; 0 takes what comes."""
     timeout_s: Effort[Annotated[float, Field(gt=0)]] = 10.0

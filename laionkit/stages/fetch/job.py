@@ -1,13 +1,13 @@
 """One row on its way: a link or a file, or what became of it before it was asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from laionkit.backends.http.answers import Answer
 from laionkit.core.schemas import Reason
 from laionkit.ops.stored_image import Found
-from laionkit.ops.urls import UrlError, checked_url
+from laionkit.ops.urls import UrlError, checked_url, host_of
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 # Stands for the host of rows that are files on the user's own disk.
@@ -16,16 +16,39 @@ FILES = "file:"
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A row that must be read: `attempts` so far, and the seconds they took."""
+    """A row that must be read: `attempts` so far, and the seconds they took.
+
+    `link` is the row's own, `home` its host; `url` and `host` are where redirects led it by now,
+    and `led_to` is the first other host.
+    """
 
     shard: ShardUnderWay
     index: int
-    url: str
-    host: str
+    link: str
+    home: str
     expected: str | None = None
     boxes: Any = None
     attempts: int = 0
     asked_s: float = 0.0
+    url: str = field(init=False)
+    host: str = field(init=False)
+    led_to: str = field(init=False)
+    hops: int = field(init=False)
+    spent_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Stand at the beginning."""
+        self.go_home()
+
+    def go_home(self) -> None:
+        """Begin anew, at the row's own link."""
+        self.url, self.host, self.led_to = self.link, self.home, ""
+        self.hops, self.spent_s = 0, 0.0
+
+    def move(self, answer: Answer) -> None:
+        """Go on where a redirect led."""
+        self.url, self.host, self.hops = answer.moved_to, host_of(answer.moved_to), answer.hops
+        self.led_to = self.led_to or self.host
 
 
 def make_job(

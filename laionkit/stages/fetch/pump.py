@@ -24,8 +24,6 @@ from laionkit.stages.fetch.job import FILES, Job, read_file
 from laionkit.stages.fetch.network import NETWORK_REASONS, NetworkWatch
 from laionkit.stages.fetch.shard import ShardUnderWay
 
-# Failures after which the host itself, not the link, is in doubt.
-HOST_FAILURES = NETWORK_REASONS | {Reason.CONNECTION_LOST, Reason.TLS_FAILED}
 # A picture cut short in the server's own file is not worth another try within the run.
 RETRIED = frozenset(r for r in Reason if r.may_heal) - {Reason.TRUNCATED_IMAGE, Reason.HOST_PARKED}
 MAX_BACKOFF_S = 60.0
@@ -36,19 +34,28 @@ MAX_BACKOFF_S = 60.0
 SLOW_S, SLOW_TIMES = 1.5, 4
 LENT_TIMES = 8
 LOOK_EVERY_S = 0.25
+_GIVEN_UP = {
+    Reason.HOST_PARKED: "does not answer",
+    Reason.HTTP_RATE_LIMITED: "asks to be left alone for longer than a run waits",
+}
 # Weight of the latest request in what they usually take.
 NEWEST = 0.05
 
 
 @dataclass(frozen=True)
 class PumpLimits:
-    """How hard the pump works. `concurrency` counts requests at once in this process."""
+    """How hard the pump works. `concurrency` counts requests at once in this process.
+
+    `crawl_delay_times`: how many processes share what a site's robots.txt allows, 0 to ignore it.
+    """
 
     concurrency: int = 64
     retries: int = 2
     backoff_s: float = 1.0
     per_host: int = 16
     per_host_rate: float = 0.0
+    timeout_s: float = 10.0
+    crawl_delay_times: float = 1.0
     max_bytes: int = 32 * 2**20
     network_wait_s: float = 600.0
     decode_timeout_s: float = 30.0
@@ -187,7 +194,7 @@ class Pump:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             if not (self.more_will_come or self.queue.queued or self._asking):
-                self._judge_suspects()
+                await self._judge_suspects()
             late = self._now() - max(SLOW_S, SLOW_TIMES * self._usual_s)
             slow = sum(1 for started in self._asking.values() if started < late)
             self._hands_wanted = most + min(slow, LENT_TIMES * most)
@@ -207,29 +214,37 @@ class Pump:
         finally:
             self._hands -= 1
 
-    async def _do(self, job: Job, host: str, given_up: bool) -> None:
+    async def _do(self, job: Job, host: str, given_up: Reason | None) -> None:
         if not job.attempts:
             with self._lock:
                 self.unstarted -= 1
-        job.attempts += 1
-        if given_up:
-            self._lose(job, Answer(None, Reason.HOST_PARKED, f"{host} does not answer"))
+        if not job.hops:
+            job.attempts += 1
+        if given_up is not None:
+            detail = f"{host} {_GIVEN_UP[given_up]}"
+            self._lose(job, Answer(None, given_up, detail))
             return
+        times_gone = self.watch.times_gone
         answer = await self._ask(job)
-        failed = answer.reason in HOST_FAILURES
-        self.queue.done(host, failed=failed, wait_s=answer.retry_after_s)
-        if host != FILES and self.limits.network_wait_s:
-            if answer.reason in NETWORK_REASONS:
-                lookups = self.client.resolver.lookups
-                if self.watch.hold(job, answer, lookups) and not self.watch.is_gone:
-                    await self._sit_out()
-                return
-            for freed in self.watch.answered(job.url, self.client.resolver.lookups):
-                self._retry_or_lose(freed[0], freed[1])
-        if answer.body is None:
-            self._retry_or_lose(job, answer)
+        self.queue.done(
+            host,
+            failed=answer.reason in NETWORK_REASONS,
+            busy=answer.reason == Reason.HTTP_RATE_LIMITED or answer.retry_after_s > 0,
+            rest_s=answer.retry_after_s,
+            gap_s=answer.gap_s * self.limits.crawl_delay_times,
+        )
+        if times_gone != self.watch.times_gone and self.watch.doubts(job, answer):
+            self._begin_anew(job)
+        elif answer.moved_to:
+            job.move(answer)
+            self.queue.put(job, job.host)
+        elif host == FILES or not self.limits.network_wait_s:
+            await self._settle(job, answer)
         else:
-            await self._make(job, answer.body)
+            for suspect, seen, _ in self.watch.take(job, answer, self.client.resolver.lookups):
+                await self._settle(suspect, seen)
+            if self.watch.looks_gone and not self.watch.is_gone:
+                await self._sit_out()
 
     async def _ask(self, job: Job) -> Answer:
         self._asking[job] = self._now()
@@ -238,39 +253,56 @@ class Pump:
                 work = partial(read_file, job.url, self.limits.max_bytes)
                 answer: Answer = await self.codec.run(work)
                 return answer
-            answer = await self.client.fetch(job.url)
-            if answer.reason not in HOST_FAILURES:
-                took_s = self._now() - self._asking[job]
-                self._usual_s += NEWEST * (took_s - self._usual_s)
-            return answer
+            left_s = self.limits.timeout_s - job.spent_s
+            return await self.client.step(job.url, job.hops, left_s)
         finally:
-            job.asked_s += self._now() - self._asking.pop(job)
+            took_s = self._now() - self._asking.pop(job)
+            job.asked_s += took_s
+            job.spent_s += took_s
 
-    def _judge_suspects(self) -> None:
+    async def _settle(self, job: Job, answer: Answer) -> None:
+        """Take an answer as the link's own: what was brought, or why nothing was."""
+        if job.home != FILES and answer.reason not in NETWORK_REASONS:
+            self._usual_s += NEWEST * (job.spent_s - self._usual_s)
+        if answer.body is None:
+            self._retry_or_lose(job, answer)
+        else:
+            await self._make(job, answer.body)
+
+    async def _judge_suspects(self) -> None:
         """The network is there: what was held back is the links' own failure."""
         if not self.watch.is_gone:
             for job, answer, _ in self.watch.let_go():
-                self._retry_or_lose(job, answer)
+                await self._settle(job, answer)
 
     async def _sit_out(self) -> None:
         """Stop asking until the network is there; then try again what failed meanwhile."""
         self.watch.is_gone = True
         self.queue.pause()
-        wait_s = self.limits.network_wait_s
-        all_was_well = await self.watch.wait_until_back(self.client.probe, self.note, wait_s)
+        all_was_well = await self.watch.wait_until_back(
+            self.client.probe, self.queue.sample, self.note, self.limits.network_wait_s
+        )
         self.watch.is_gone = False
         if all_was_well:
-            self._judge_suspects()
+            await self._judge_suspects()
         else:
-            for job, _, _ in self.watch.let_go():
-                job.attempts -= 1
-                self.unstarted += not job.attempts
-                self.queue.put(job, job.host)
+            under_way = self.queue.withdraw(lambda job: bool(job.hops))
+            for job in (*under_way, *(job for job, _, _ in self.watch.let_go())):
+                self._begin_anew(job)
         self.queue.resume(forget=not all_was_well)
+
+    def _begin_anew(self, job: Job) -> None:
+        """Ask for a link as if it had not been: the network was gone."""
+        job.go_home()
+        job.attempts -= 1
+        with self._lock:
+            self.unstarted += not job.attempts
+        self.queue.put(job, job.host)
 
     def _retry_or_lose(self, job: Job, answer: Answer) -> None:
         if answer.reason in RETRIED and job.attempts <= self.limits.retries:
             delay = min(self.limits.backoff_s * 2 ** (job.attempts - 1), MAX_BACKOFF_S)
+            job.go_home()
             self.queue.put_later(job, job.host, delay * random.uniform(0.5, 1.5))
             return
         self._lose(job, answer)
@@ -292,7 +324,7 @@ class Pump:
     def _finish(self, job: Job, found: Found) -> None:
         found.asked_s = job.asked_s
         with self._lock:
-            self._news.take(found, job.host)
+            self._news.take(found, job.home)
         if job.shard.finish_row(job.index, found):
             self._write(job.shard)
 

@@ -216,6 +216,8 @@ def pump_limits(config: FetchConfig, site: Site) -> PumpLimits:
         backoff_s=config.backoff_s,
         per_host=max(1, config.per_host // site.share),
         per_host_rate=config.per_host_rate / site.share,
+        timeout_s=config.timeout_s,
+        crawl_delay_times=site.share if config.crawl_delay else 0.0,
         max_bytes=config.max_bytes,
         network_wait_s=config.network_wait_s,
         decode_timeout_s=config.decode_timeout_s,

@@ -6,10 +6,12 @@ import gc
 import socket
 import struct
 from dataclasses import replace
+from itertools import pairwise
 
 import aiohttp
 import pytest
 
+from laionkit.backends.http import robots
 from laionkit.backends.http.answers import Answer, Refused, reason_of, retry_after
 from laionkit.backends.http.client import ClientLimits, HttpClient
 from laionkit.backends.http.dns import DnsClient, read_reply, split_server
@@ -26,8 +28,8 @@ from tests.stages.shards import picture
 
 @pytest.fixture(scope="module")
 def server():
-    robots = "User-agent: *\nDisallow: /img/secret\n"
-    with FaultServer({"a.jpg": picture(1), "secret.jpg": picture(2)}, robots) as running:
+    rules = "User-agent: *\nDisallow: /img/secret\n"
+    with FaultServer({"a.jpg": picture(1), "secret.jpg": picture(2)}, rules) as running:
         yield running
 
 
@@ -162,6 +164,41 @@ def test_an_endless_robots_txt_is_read_as_far_as_one_is_and_the_link_then_asked_
     assert answer.reason is None
 
 
+def test_robots_txts_are_forgotten_before_they_fill_the_memory(server, monkeypatch):
+    monkeypatch.setattr(robots, "MAX_RULES", 3)
+
+    async def run() -> tuple[int, int]:
+        config = FetchConfig(allow_private=True)
+        async with HttpClient(
+            ClientLimits(5.0), make_policy(config), lookup=fixed(["127.0.0.1"])
+        ) as client:
+            for i in range(8):
+                await client.fetch(f"http://h{i}.example:{server.port}/ok")
+            return len(client._robots._rules), client._robots._rules_kept
+
+    assert asyncio.run(run()) == (2, 2)
+
+
+def test_a_step_ends_at_another_host_and_says_what_the_robots_txt_wants_there(door):
+    door.robots = "User-agent: *\nCrawl-delay: 500"
+
+    async def run() -> tuple[Answer, Answer, Answer]:
+        config = FetchConfig(allow_private=True, max_redirects=2)
+        limits = ClientLimits(5.0, max_redirects=2)
+        async with HttpClient(limits, make_policy(config), lookup=fixed(["127.0.0.1"])) as client:
+            link = f"http://a.example:{door.port}/to/http://b.example:{door.port}/redirect/1"
+            moved = await client.step(link, 0, 5.0)
+            end = await client.step(moved.moved_to, moved.hops, 5.0)
+            return moved, end, await client.step(moved.moved_to, 2, 5.0)
+
+    moved, end, too_far = asyncio.run(run())
+    door.robots = None
+    assert (moved.body, moved.reason, moved.hops) == (None, None, 1)
+    assert moved.moved_to == f"http://b.example:{door.port}/redirect/1"
+    assert (end.reason, end.body, end.gap_s) == (None, door.small, 30.0)
+    assert too_far.reason == Reason.TOO_MANY_REDIRECTS
+
+
 def test_a_link_is_asked_for_as_it_was_written():
     """Signed links break when an escape is spelt in another way."""
     paths = ("/ok?u=https%3A%2F%2Fa%2c%27b%27&s=%e4+a", "/ok?a[]=~%7E", "/ok%3Fx")
@@ -250,6 +287,29 @@ def test_bandwidth_stays_below_its_bound():
         return loop.time() - started
 
     assert 0.24 < asyncio.run(run()) < 2
+
+
+def test_bandwidth_is_taken_evenly_not_in_bursts():
+    """Forty hands that wait together start one by one, at the pace of what answers bring."""
+
+    async def run() -> list[float]:
+        loop = asyncio.get_running_loop()
+        throttle, starts = Throttle(2_000_000), []
+
+        async def hand() -> None:
+            advance = await throttle.turn()
+            starts.append(loop.time())
+            throttle.took(20_000)
+            throttle.ended(advance)
+
+        await hand()
+        await asyncio.gather(*(hand() for _ in range(40)))
+        return starts
+
+    starts = asyncio.run(run())
+    assert 0.35 < starts[-1] - starts[0] < 2
+    assert all(later - sooner < 0.2 for sooner, later in pairwise(starts))
+    assert max(sum(1 for s in starts if t <= s < t + 0.05) for t in starts) < 12
 
 
 def test_a_dns_server_of_ones_own_is_asked_directly():

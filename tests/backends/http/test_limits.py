@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from itertools import pairwise
 
 from laionkit.backends.http import limits
 from laionkit.backends.http.limits import FAILURES_TO_PARK, HostQueue
+from laionkit.core.schemas import Reason
 
 
-async def drain(queue: HostQueue[str], count: int) -> list[tuple[str, str, bool]]:
+async def drain(queue: HostQueue[str], count: int) -> list[tuple[str, str, Reason | None]]:
     return [await asyncio.wait_for(queue.get(), 5) for _ in range(count)]
 
 
@@ -73,7 +75,7 @@ def test_a_host_that_asks_to_wait_is_left_alone_so_long():
         queue.put("other", "idle")
         await queue.get()
         queue.put("two", "busy")
-        queue.done("busy", failed=False, wait_s=0.2)
+        queue.done("busy", failed=False, busy=True, rest_s=0.2)
         loop = asyncio.get_running_loop()
         started = loop.time()
         jobs = [(await queue.get())[0], (await queue.get())[0]]
@@ -82,6 +84,106 @@ def test_a_host_that_asks_to_wait_is_left_alone_so_long():
     jobs, waited = asyncio.run(run())
     assert jobs == ["other", "two"]
     assert waited >= 0.19
+
+
+def test_a_busy_host_is_left_alone_longer_each_time_and_then_given_up(monkeypatch):
+    monkeypatch.setattr(limits, "REST_S", 0.01)
+
+    async def run():
+        queue: HostQueue[str] = HostQueue(10)
+        for i in range(10):
+            queue.put(str(i), "busy")
+        loop = asyncio.get_running_loop()
+        asked, given_up = [], []
+        for _ in range(10):
+            job, host, reason = await asyncio.wait_for(queue.get(), 5)
+            if reason is None:
+                asked.append(loop.time())
+                queue.done(host, failed=False, busy=True)
+            else:
+                given_up.append((job, reason))
+        return asked, given_up
+
+    asked, given_up = asyncio.run(run())
+    waits = [later - sooner for sooner, later in pairwise(asked)]
+    assert len(asked) == limits.RESTS + 1
+    assert all(wait >= 0.005 * 2**n for n, wait in enumerate(waits))
+    assert {reason for _, reason in given_up} == {Reason.HTTP_RATE_LIMITED}
+    assert [job for job, _ in given_up] == ["7", "8", "9"]
+
+
+def test_answers_of_one_moment_are_one_sign_of_being_busy():
+    async def run():
+        queue: HostQueue[str] = HostQueue(16)
+        for i in range(40):
+            queue.put(str(i), "h")
+        for _ in range(3):
+            for _ in await drain(queue, 2):
+                queue.done("h", failed=False)
+        for _ in await drain(queue, 16):
+            queue.done("h", failed=False, busy=True, rest_s=0.05)
+        return queue._hosts["h"].at_once, [reason for _, _, reason in await drain(queue, 8)]
+
+    assert asyncio.run(run()) == (8, [None] * 8)
+
+
+def test_a_host_that_asks_for_an_hour_is_given_up_at_once():
+    async def run():
+        queue: HostQueue[str] = HostQueue(16)
+        for i in range(3):
+            queue.put(str(i), "h")
+        await queue.get()
+        queue.done("h", failed=False, busy=True, rest_s=3600)
+        return await drain(queue, 2)
+
+    assert asyncio.run(run()) == [(i, "h", Reason.HTTP_RATE_LIMITED) for i in "12"]
+
+
+def test_what_a_host_asked_for_outlasts_a_network_that_was_gone():
+    async def run():
+        queue: HostQueue[str] = HostQueue(16)
+        for i in range(2):
+            queue.put(str(i), "h")
+        await queue.get()
+        queue.done("h", failed=False, busy=True, rest_s=0.2)
+        started = asyncio.get_running_loop().time()
+        queue.pause()
+        queue.resume(forget=True)
+        await drain(queue, 1)
+        return asyncio.get_running_loop().time() - started
+
+    assert asyncio.run(run()) >= 0.19
+
+
+def test_a_crawl_delay_spaces_the_starts_from_the_first_answer_on():
+    async def run():
+        queue: HostQueue[str] = HostQueue(16)
+        for i in range(4):
+            queue.put(str(i), "h")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for _ in range(4):
+            await queue.get()
+            queue.done("h", failed=False, gap_s=0.05)
+        return loop.time() - started
+
+    assert 0.14 < asyncio.run(run()) < 1
+
+
+def test_more_hosts_than_are_remembered_cost_no_more_each():
+    """A look through all of them for each new one took minutes."""
+
+    async def run():
+        queue: HostQueue[int] = HostQueue(16)
+        for i in range(60_000):
+            queue.put(i, f"h{i}")
+        for _ in range(60_000):
+            queue.done((await queue.get())[1], failed=False)
+        for i in range(60_000):
+            queue.put(i, f"other{i}")
+        return len(queue._hosts)
+
+    assert asyncio.run(run()) < 130_000
 
 
 def test_a_dead_host_is_parked_gets_a_final_pass_and_is_given_up(monkeypatch):
