@@ -72,15 +72,14 @@ class ClipModel:
         """
         if self.device.type == "cuda" and self.device.index is not None:
             torch.cuda.set_device(self.device)  # else pinned memory opens the first GPU, too
-        if self._compiled:
-            self._compile(batch)
-        elif self.device.type == "cpu" and (
-            self.precision is Precision.FP32 or has_fast_bf16(self.device)
-        ):
-            pack(self.module)
         if self.device.type == "cpu":
+            packs = self.precision is Precision.FP32 or has_fast_bf16(self.device)
+            if packs and not self._compiled:
+                pack(self.module)
             self._lanes = Lanes()
         try:
+            if self._compiled:
+                self._compile(batch)
             yield self
         finally:
             if self._lanes is not None:
@@ -97,7 +96,7 @@ class ClipModel:
         edges = self.preprocess.height_px, self.preprocess.width_px
         try:
             for size in (batch, batch // 2 + 1):
-                self._forward_images(np.zeros((size, *edges, 3), np.uint8))
+                self.embed_images(np.zeros((size, *edges, 3), np.uint8))
         except (RuntimeError, OSError, ImportError) as error:
             why = " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -197,7 +196,7 @@ class ClipModel:
         pixels = pixels.permute(0, 3, 1, 2).float()
         pixels = ((pixels - self._mean) / self._std).to(self.precision.dtype)
         if self._compiled and len(pixels) == 1:  # torch would compile anew for this size
-            return _unit(self._encode_image(pixels.expand(2, -1, -1, -1)))[:1]
+            return _unit(self._encode_image(torch.cat([pixels, pixels])))[:1]
         return _unit(self._encode_image(pixels))
 
     @torch.inference_mode()
@@ -207,12 +206,10 @@ class ClipModel:
         Where the tower is causal and reads its feature at the end token, what lies behind the
         batch's longest caption cannot matter and is not computed.
         """
-        if reads_left_to_right(self.module):
-            tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
-        tokens_NT = self._transfers.upload(tokens_NT)
-        if isinstance(self.module, CLIP):
-            return _unit(_encode_clip_text(self.module, tokens_NT))
-        return _unit(self.module.encode_text(tokens_NT))  # type: ignore[operator]
+        if not reads_left_to_right(self.module):
+            return _unit(self.module.encode_text(self._transfers.upload(tokens_NT)))  # type: ignore[operator]
+        tokens_NT = tokens_NT[:, : max(1, int(used_lengths(tokens_NT).max()))]
+        return _unit(_encode_causal(self.module, self._transfers.upload(tokens_NT)))
 
     def bring_home(self, parts: Sequence[torch.Tensor]) -> Callable[[], NDArray[np.float32]]:
         """Begin to bring the rows of several batches home: float32 [N, D]."""
@@ -245,7 +242,7 @@ def reads_left_to_right(module: torch.nn.Module) -> bool:
     True for a causal mask with the feature taken at the end token, in open_clip's own towers.
     """
     if isinstance(module, CLIP):
-        return bool(module.attn_mask is not None) and module.text_pool_type in ("argmax", "eos")
+        return module.attn_mask is not None and module.text_pool_type in ("argmax", "eos")
     if not isinstance(module, CustomTextCLIP):
         return False
     tower = module.text
@@ -257,17 +254,20 @@ def reads_left_to_right(module: torch.nn.Module) -> bool:
     )
 
 
-def _encode_clip_text(module: Any, tokens_NT: torch.Tensor) -> torch.Tensor:
-    """CLIP.encode_text for token rows shorter than the context (open_clip's takes only whole)."""
+def _encode_causal(module: Any, tokens_NT: torch.Tensor) -> torch.Tensor:
+    """``encode_text`` for token rows shorter than the context, of which open_clip cuts no mask."""
+    if isinstance(module, CLIP):
+        tower, pool, end_id = module, module.text_pool_type, module.text_eos_id
+    else:
+        tower = module.text
+        pool, end_id = tower.pool_type, getattr(tower, "eos_id", None)
     length = tokens_NT.shape[1]
-    dtype = module.transformer.get_cast_dtype()
-    x = module.token_embedding(tokens_NT).to(dtype)
-    x = x + module.positional_embedding[:length].to(dtype)
-    mask = module.attn_mask
-    x = module.transformer(x, attn_mask=None if mask is None else mask[:length, :length])
-    x = module.ln_final(x)
-    x = text_global_pool(x, tokens_NT, module.text_pool_type, eos_token_id=module.text_eos_id)
-    projection = module.text_projection
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(tokens_NT).to(dtype)
+    x = x + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    x = text_global_pool(tower.ln_final(x), tokens_NT, pool, eos_token_id=end_id)
+    projection = tower.text_projection
     if projection is not None:
         x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection
     return cast(torch.Tensor, x)

@@ -71,6 +71,8 @@ class PackedAttention(nn.Module):
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if attn_mask is not None and attn_mask.dim() == 3:  # one for each row and head, as CoCa's
+            attn_mask = attn_mask.view(batch, self.heads, length, length)
         y = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         return self.out(y.transpose(1, 2).reshape(batch, length, width)), None
 

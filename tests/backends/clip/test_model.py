@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 
 from laionkit.backends.clip import load_model
+from laionkit.backends.clip.device import Precision
+from laionkit.backends.clip.loading import load
+from laionkit.backends.clip.model import ClipModel
 from laionkit.backends.clip.packed import PackedAttention
 from laionkit.core.errors import ConfigError, InputError
 
@@ -56,6 +59,21 @@ def test_a_long_run_packs_weights_and_gives_what_open_clip_gives(small_clip):
         whole = theirs.encode_text(tokens_NT, normalize=True).numpy()
         np.testing.assert_allclose(model.encode_texts(CAPTIONS), whole, atol=1e-5)
         assert (model.encode_images(pictures) == model.encode_images(pictures)).all()
+
+
+@pytest.mark.slow  # inductor takes half a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_no_size_of_batch_is_compiled_for_midway(model, small_clip):
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+    loaded = load(f"local-dir:{small_clip}", None)
+    fused = ClipModel(loaded, torch.device("cpu"), Precision.FP32, compiled=True)
+    expected = model.encode_images(pictures)
+    with fused.busy(8):
+        compiled = dict(torch._dynamo.utils.counters["stats"])
+        for count in (9, 8, 5, 3, 2, 1):
+            rows = fused.encode_images(pictures[:count], 8)
+            np.testing.assert_allclose(rows, expected[:count], atol=1e-5)
+        assert dict(torch._dynamo.utils.counters["stats"]) == compiled
 
 
 def test_nothing_in_gives_no_rows(model):
