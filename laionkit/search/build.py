@@ -19,7 +19,7 @@ from laionkit.backends import knn, knn_build
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, HashingFile, Written
-from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+from laionkit.search.layout import LISTS, METADATA, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.rows import forgotten_rows, ordered_metadata, published_rows, segment_rows
 from laionkit.search.source import BLOCK_ROWS, TUNE, Rows, VectorSource
 from laionkit.search.tuning import (
@@ -87,10 +87,6 @@ class Built:
         """Note a file that is finished."""
         self.files[role] = Written(path, file.size, file.digest.hexdigest())
 
-    def parts(self) -> int:
-        """How many parquet files hold the rows' whole metadata."""
-        return sum(role.startswith("metadata_") for role in self.files)
-
 
 def code_bytes(rows: int, dim: int, bits: int) -> int:
     """What the codes of so many rows take, with the rows' numbers."""
@@ -104,13 +100,13 @@ def default_lists(rows: int) -> int:
 
 def build_segment(
     dataset: Folder, place: str, name: str, refs: Sequence[EmbeddingRef], shape: Shape,
-    dim: int | None = None, *, key: str = "image_path", metadata: str | None = None,
+    dim: int | None = None, *, key: str = "image_path", published: bool = False,
     forgotten: pa.ChunkedArray | None = None,
 ) -> Built:  # fmt: skip
     """Write a segment of `refs` under the folder `place`; nothing names it yet.
 
-    `key` is the metadata's column of keys; `metadata` a folder that gets the rows' whole
-    metadata as parquet, for other tools. Rows whose key is `forgotten` are left out.
+    `key` is the metadata's column of keys. A segment that is to be `published` also gets the rows'
+    whole metadata as parquet, for other tools. Rows whose key is `forgotten` are left out.
     Raises InputError where vectors are unusable or files do not agree.
     """
     shape.check(sum(ref.rows for ref in refs))
@@ -142,7 +138,7 @@ def build_segment(
     position_of = np.full(source.rows, -1, np.int64)
     position_of[order] = np.arange(len(order))
     tables = ordered_metadata(dataset, refs, key, position_of, shape.memory_mib)
-    _write_rows(dataset, base + ROWS, refs, key, tables, built, metadata)
+    _write_rows(dataset, base, refs, key, tables, built, published)
     return built
 
 
@@ -218,23 +214,22 @@ def _learner(
 
 
 def _write_rows(
-    dataset: Folder, path: str, refs: Sequence[EmbeddingRef], key: str,
-    tables: Iterator[pa.Table], built: Built, metadata: str | None,
+    dataset: Folder, base: str, refs: Sequence[EmbeddingRef], key: str,
+    tables: Iterator[pa.Table], built: Built, published: bool,
 ) -> None:  # fmt: skip
     names = [ref.name for ref in refs]
-    with dataset.create(path) as file:
+    with dataset.create(base + ROWS) as file:
         writer: Any = None
         for number, bucket in enumerate(tables):
             rows = segment_rows(bucket, key, names)
             writer = writer or pa.ipc.new_file(_io(file), rows.schema)
             writer.write_table(rows)
-            if metadata is not None:
-                part = f"{metadata}/metadata_{number:04d}.parquet"
-                built.files[f"metadata_{number:04d}"] = dataset.write_table(
-                    part, published_rows(bucket)
-                )
+            if published:
+                part = f"metadata_{number:04d}"
+                path = f"{base}{METADATA}/{part}.parquet"
+                built.files[part] = dataset.write_table(path, published_rows(bucket))
         writer.close()
-    built.add("rows", path, file)
+    built.add("rows", base + ROWS, file)
 
 
 def _give_back_heap() -> None:

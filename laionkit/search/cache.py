@@ -13,9 +13,9 @@ from typing import Any
 from laionkit.core.config import fingerprint
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.search.layout import LISTS, ROWS, VECTORS, SegmentInfo, segment_file
+from laionkit.search.layout import LISTS, METADATA, ROWS, VECTORS, SegmentInfo, segment_file
 from laionkit.search.segment import Segment
-from laionkit.search.view import IMAGE_INDEX, METADATA
+from laionkit.search.view import IMAGE_INDEX
 
 _MUTABLE = {"dead", "dead_file", "shards"}  # what a pointer may say anew of the same files
 _TAGS = ("ETag", "etag", "sha256", "Last-Modified", "LastModified", "mtime", "created")

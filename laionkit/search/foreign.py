@@ -12,9 +12,9 @@ from laionkit.backends.knn import Bitmap, ListStore
 from laionkit.backends.knn_foreign import ForeignStore
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.search.layout import SegmentInfo
+from laionkit.search.layout import METADATA, SegmentInfo
 from laionkit.search.segment import Rows, Segment
-from laionkit.search.view import IMAGE_INDEX, METADATA
+from laionkit.search.view import IMAGE_INDEX
 
 _KEYS = ("key", "image_path")
 _KEPT_GROUPS = 64

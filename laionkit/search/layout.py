@@ -5,7 +5,8 @@ A segment never changes once the pointer has named it; it holds
 
 - ``vectors.index``: its float16 vectors (flat faiss file);
 - ``lists.index``: the same rows as an inverted file, where the segment has one;
-- ``rows.arrow``: key, caption, url, shard and row in the shard, in the vectors' order.
+- ``rows.arrow``: key, caption, url, shard and row in the shard, in the vectors' order;
+- ``metadata/``: all that is known of the rows, as parquet, where the segment is shown to others.
 
 A row that is taken down is marked in a file of dead rows of its own, until the next compaction
 drops it; the dataset's list of takedowns keeps the keys, so that no build takes them in again.
@@ -28,6 +29,7 @@ SEGMENTS = "segments"
 VECTORS = "vectors.index"
 LISTS = "lists.index"
 ROWS = "rows.arrow"
+METADATA = "metadata"
 
 
 class SegmentInfo(BaseModel):

@@ -1,36 +1,50 @@
 """The view of an index that faiss and clip-retrieval open: image.index, image.json, metadata/.
 
 It shows the first segment, which holds every row at build and compaction; what was added since
-is counted in ``image.json`` as pending.
+is counted in ``image.json`` as pending, what was taken down as dead.
 """
 
 import os
 from pathlib import Path
 
 from laionkit.core.files import Folder
-from laionkit.search.layout import LISTS, VECTORS, Pointer, segment_file
+from laionkit.search.layout import LISTS, METADATA, VECTORS, Pointer, segment_file
 
 IMAGE_INDEX = "image.index"
 IMAGE_JSON = "image.json"
-METADATA = "metadata"
 
 
-def publish_view(dataset: Folder, place: str, pointer: Pointer, parts: int) -> None:
-    """Let ``image.index`` be the first segment's file, and say in ``image.json`` what it is.
+def publish_view(dataset: Folder, place: str, pointer: Pointer) -> None:
+    """Let ``image.index`` and ``metadata/`` be the first segment's files, and say what they are.
 
-    `parts` is how many parquet files ``metadata/`` has; those of a longer view are removed.
+    All is there before the first of them changes, so that others never see one without the other
+    for longer than that takes; ``image.json`` comes last.
     """
     first = pointer.segments[0]
-    source = f"{place}/{segment_file(first.name, LISTS if first.lists else VECTORS)}"
-    _link(dataset, source, f"{place}/{IMAGE_INDEX}")
-    for name in dataset.names(f"{place}/{METADATA}", ".parquet")[parts:]:
-        dataset.remove(f"{place}/{METADATA}/{name}")
+    below = segment_file(first.name, METADATA)
+    parts = dataset.names(f"{place}/{below}", ".parquet")
+    for name in parts:
+        _link(dataset, f"{place}/{below}/{name}", f"{place}/{METADATA}/{name}")
+    for name in dataset.names(f"{place}/{METADATA}", ".parquet"):
+        if name not in parts:
+            dataset.remove(f"{place}/{METADATA}/{name}")
+    source = segment_file(first.name, LISTS if first.lists else VECTORS)
+    _link(dataset, f"{place}/{source}", f"{place}/{IMAGE_INDEX}")
     describe_view(dataset, place, pointer)
 
 
+def shows_first(dataset: Folder, place: str, pointer: Pointer) -> bool:
+    """Whether the view was finished for the index's first segment."""
+    path = f"{place}/{IMAGE_JSON}"
+    if not dataset.exists(path):
+        return False
+    first = pointer.segments[0].name
+    return bool(dataset.read_json(path).get("segment", first) == first)
+
+
 def describe_view(dataset: Folder, place: str, pointer: Pointer) -> None:
-    """Write ``image.json`` in clip-retrieval's words, and the rows that are pending."""
-    first = pointer.segments[0]
+    """Write ``image.json`` in clip-retrieval's words, and how many rows are pending or dead."""
+    first, *others = pointer.segments
     size = dataset.size(f"{place}/{IMAGE_INDEX}")
     dataset.write_json(
         f"{place}/{IMAGE_JSON}",
@@ -42,7 +56,9 @@ def describe_view(dataset: Folder, place: str, pointer: Pointer) -> None:
             "nb vectors": first.rows,
             "vectors dimension": pointer.dim,
             "compression ratio": round(4 * pointer.dim * first.rows / size, 4),
-            "pending rows": pointer.rows - first.rows,
+            "segment": first.name,
+            "pending rows": sum(info.rows - info.dead for info in others),
+            "dead rows": first.dead,
         },
     )
 
@@ -53,6 +69,7 @@ def _link(dataset: Folder, source: str, target: str) -> None:
         dataset.fs.copy(dataset.at(source), dataset.at(target))
         return
     path = Path(dataset.at(target))
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         partial.hardlink_to(dataset.at(source))

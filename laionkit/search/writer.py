@@ -1,6 +1,9 @@
 """Bring an index up to date with a model's embeddings, behind one pointer."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from laionkit.core.embeddings import EmbeddingRef
+from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import forgotten_content, read_forgotten
 from laionkit.core.schemas import INDEX
@@ -15,6 +19,7 @@ from laionkit.search import bits
 from laionkit.search.build import Built, Shape, build_segment
 from laionkit.search.cache import open_segment
 from laionkit.search.layout import (
+    SEGMENTS,
     Pointer,
     SegmentInfo,
     index_folder,
@@ -23,7 +28,7 @@ from laionkit.search.layout import (
     write_pointer,
 )
 from laionkit.search.segment import Segment
-from laionkit.search.view import METADATA, describe_view, publish_view
+from laionkit.search.view import describe_view, publish_view, shows_first
 
 # Every segment is searched, and only the first is in the view that other tools open.
 _MAX_SEGMENTS = 8
@@ -33,7 +38,10 @@ ShapeFor = Callable[[int, int], Shape]
 
 
 class IndexWriter:
-    """Writes the segments of one model's index. One writer at a time; readers need no lock."""
+    """Writes the segments of one model's index. One build at a time; readers need no lock.
+
+    Takedowns may come while a build goes on: it marks them in what it made before that is seen.
+    """
 
     def __init__(
         self, dataset: Folder, model: str, facts: Mapping[str, Any], shape_for: ShapeFor
@@ -68,20 +76,27 @@ class IndexWriter:
 
         New shards become a new segment, and rows of shards that are gone are marked dead, until
         what was added, or what is dead, outweighs a share of the first segment: then, and with
-        `compact`, everything is built anew as one segment.
+        `compact`, everything is built anew as one segment. Raises InputError where another
+        process is building.
         """
+        with self._lock("build", wait=False):
+            return self._bring_up(refs, compact)
+
+    def _bring_up(self, refs: Sequence[EmbeddingRef], compact: bool) -> list[Built]:
         self.forget()
         pointer = self.pointer()
         if pointer is None:
-            return [self.rebuild(refs)]
+            return [self._rebuild(refs)]
+        if not shows_first(self.dataset, self.place, pointer):  # a writer was killed in between
+            publish_view(self.dataset, self.place, pointer)
         wanted = {ref.name: ref.content for ref in refs}
         held = {k: v for segment in pointer.segments for k, v in segment.shards.items()}
         gone = {name for name, content in held.items() if wanted.get(name) != content}
         fresh = [ref for ref in refs if held.get(ref.name) != ref.content]
         if compact or self._is_worn(pointer, fresh, gone):
             dirty = gone or fresh or len(pointer.segments) > 1 or pointer.segments[0].dead
-            return [self.rebuild(refs)] if dirty or compact else []
-        return self._append(pointer, fresh, gone) if fresh or gone else []
+            return [self._rebuild(refs)] if dirty or compact else []
+        return self._append(fresh, gone) if fresh or gone else []
 
     def _is_worn(
         self, pointer: Pointer, fresh: Sequence[EmbeddingRef], gone: Collection[str]
@@ -93,18 +108,19 @@ class IndexWriter:
         lost = bool(gone) and all(name in gone for name in first.shards)
         return many or lost or max(pending, dead) > _MAX_WORN * first.rows
 
-    def _append(
-        self, pointer: Pointer, fresh: Sequence[EmbeddingRef], gone: Collection[str]
-    ) -> list[Built]:
+    def _append(self, fresh: Sequence[EmbeddingRef], gone: Collection[str]) -> list[Built]:
         """Add a segment of fresh shards, mark those gone as dead."""
-        generation = pointer.generation + 1
-        segments = [self._without(info, gone, generation) for info in pointer.segments]
         built = []
         if fresh:
             shape = self.shape_for(sum(ref.rows for ref in fresh), self.dim)
-            built.append(self._build(f"{generation:05d}", fresh, shape, None))
-            segments.append(built[0].info)
-        self._publish(pointer, generation, segments)
+            built.append(self._build(fresh, shape))
+        with self._lock("pointer"):
+            pointer = self.pointer()
+            assert pointer is not None
+            generation = pointer.generation + 1
+            segments = [self._without(info, gone, generation) for info in pointer.segments]
+            segments += [one.info for one in built]
+            self._publish(pointer.model_copy(update={"segments": tuple(segments)}))
         return built
 
     def _without(self, info: SegmentInfo, gone: Collection[str], generation: int) -> SegmentInfo:
@@ -117,9 +133,12 @@ class IndexWriter:
         return self._mark(segment, dead, generation).model_copy(update={"shards": shards})
 
     def _mark(self, segment: Segment, dead_N: NDArray[np.bool_], generation: int) -> SegmentInfo:
+        """A segment of which more rows are dead; the same where all of them were."""
         dead = bits.from_mask(dead_N)
         if segment.dead is not None:
             dead |= segment.dead
+        if bits.count(dead) == segment.info.dead:
+            return segment.info
         name = segment_file(segment.info.name, f"dead-{generation:05d}.bits")
         self.folder.write_bytes(name, dead.tobytes())
         return segment.info.model_copy(update={"dead": bits.count(dead), "dead_file": name})
@@ -129,57 +148,83 @@ class IndexWriter:
 
         No search that begins after this shows them, and no later build takes them in.
         """
-        pointer = self.pointer()
-        content = forgotten_content(self.dataset)
-        if pointer is None or pointer.forgotten == content:
-            return 0
-        generation = pointer.generation + 1
-        keys = read_forgotten(self.dataset)
-        segments = []
-        for info in pointer.segments:
-            segment = open_segment(self.folder, info, 0)
-            found = pc.is_in(segment.rows.keys(), value_set=keys).to_numpy()
-            segments.append(self._mark(segment, found, generation) if found.any() else info)
-        self._publish(pointer, generation, segments, content)
-        return sum(s.dead for s in segments) - sum(s.dead for s in pointer.segments)
+        with self._lock("pointer"):
+            pointer = self.pointer()
+            if pointer is None or pointer.forgotten == forgotten_content(self.dataset):
+                return 0
+            return pointer.rows - self._publish(pointer).rows
 
-    def _publish(
-        self,
-        pointer: Pointer,
-        generation: int,
-        segments: Sequence[SegmentInfo],
-        forgotten: str | None = None,
-    ) -> None:
-        """Point to other segments; the view of other tools says what is pending."""
-        known = pointer.forgotten if forgotten is None else forgotten
-        fresh = pointer.model_copy(
-            update={"generation": generation, "segments": tuple(segments), "forgotten": known}
-        )
+    def _publish(self, pointer: Pointer) -> Pointer:
+        """Point to these segments, less what was taken down; tell other tools what is pending."""
+        generation, known = pointer.generation + 1, forgotten_content(self.dataset)
+        segments = pointer.segments
+        if len(keys := read_forgotten(self.dataset)):
+            opened = [open_segment(self.folder, info, 0) for info in segments]
+            down = [pc.is_in(one.rows.keys(), value_set=keys).to_numpy() for one in opened]
+            segments = tuple(
+                self._mark(one, dead, generation) for one, dead in zip(opened, down, strict=True)
+            )
+        update = {"generation": generation, "segments": segments, "forgotten": known}
+        fresh = pointer.model_copy(update=update)
         write_pointer(self.folder, fresh)
-        describe_view(self.dataset, self.place, fresh)
+        if shows_first(self.dataset, self.place, fresh):
+            describe_view(self.dataset, self.place, fresh)
+        return fresh
 
     def rebuild(self, refs: Sequence[EmbeddingRef]) -> Built:
         """Make one new segment of all shards, point to it, and renew the view of other tools."""
-        old = self.pointer()
-        generation = old.generation + 1 if old else 1
+        with self._lock("build", wait=False):
+            return self._rebuild(refs)
+
+    def _rebuild(self, refs: Sequence[EmbeddingRef]) -> Built:
         shape = self.shape_for(sum(ref.rows for ref in refs), self.dim)
-        built = self._build(f"{generation:05d}", refs, shape, f"{self.place}/{METADATA}")
-        pointer = Pointer(
-            generation=generation,
-            model=self.model,
-            dim=self.dim,
-            segments=(built.info,),
-            forgotten=forgotten_content(self.dataset),
-        )
-        write_pointer(self.folder, pointer)
-        publish_view(self.dataset, self.place, pointer, built.parts())
+        built = self._build(refs, shape, published=True)
+        with self._lock("pointer"):
+            old = self.pointer()
+            generation = old.generation if old else 0
+            pointer = Pointer(
+                generation=generation, model=self.model, dim=self.dim, segments=(built.info,)
+            )
+            publish_view(self.dataset, self.place, self._publish(pointer))
+        self._sweep()
         return built
 
-    def _build(
-        self, name: str, refs: Sequence[EmbeddingRef], shape: Shape, metadata: str | None
-    ) -> Built:
+    @contextlib.contextmanager
+    def _lock(self, what: str, wait: bool = True) -> Iterator[None]:
+        """Be the only one to build, or to change the pointer, on a local file system."""
+        if not self.folder.is_local:
+            yield
+            return
+        path = self.folder.local_path(f".{what}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{self.folder} is being built by another process: wait until that has ended"
+                ) from error
+            yield
+
+    def _build(self, refs: Sequence[EmbeddingRef], shape: Shape, published: bool = False) -> Built:
+        self._sweep()
+        pointer = self.pointer()
+        name = f"{pointer.generation + 1 if pointer else 1:05d}"
         forgotten = read_forgotten(self.dataset)
         return build_segment(
             self.dataset, self.place, name, refs, shape, self.dim,
-            key=self.key, metadata=metadata, forgotten=forgotten,
+            key=self.key, published=published, forgotten=forgotten,
         )  # fmt: skip
+
+    def _sweep(self) -> None:
+        """Remove half files and segments that nobody is pointed to, such as killed builds leave.
+
+        Whoever has one open keeps it: a mapped file outlives its name.
+        """
+        if not self.folder.is_local:  # there files appear whole, and the next build replaces them
+            return
+        alive = {info.name for info in self.segments()}
+        for name in set(self.folder.folders(SEGMENTS)) - alive:
+            shutil.rmtree(self.folder.local_path(f"{SEGMENTS}/{name}"), ignore_errors=True)
+        for half in self.folder.local_path().rglob(".*.tmp"):
+            half.unlink(missing_ok=True)

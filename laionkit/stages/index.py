@@ -213,22 +213,16 @@ def _tidy(records: StageRecords, place: Folder, alive: Collection[str]) -> None:
 
     Whoever has them open keeps them: a mapped file outlives its name.
     """
+    from laionkit.search.layout import SEGMENTS
     from laionkit.search.scores import remove_scores
 
-    kept = {
-        entry.path
-        for name in records.names()
-        if name in alive
-        for entry in records.read(name).files.values()
-    }
-    for name in records.names():
-        if name not in alive:
-            record = records.read(name)
-            records.folder.remove(f"{name}.json")
-            for entry in record.files.values():
-                if entry.path not in kept:
-                    records.dataset.remove(entry.path)
-            remove_scores(place, name)
+    for name in set(records.names()) - set(alive):
+        record = records.read(name)
+        records.folder.remove(f"{name}.json")
+        for entry in record.files.values():
+            if f"/{SEGMENTS}/{name}/" in entry.path:
+                records.dataset.remove(entry.path)
+        remove_scores(place, name)
 
 
 def _report(

@@ -1,21 +1,24 @@
 """Segments come and go: appended, deleted, compacted, read while a writer writes."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from laionkit.core.embeddings import list_embeddings, model_made
-from laionkit.core.errors import ConfigError
+from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import add_forgotten
 from laionkit.core.records import StageRecords
-from laionkit.search import rows
+from laionkit.search import rows, writer
 from laionkit.search.build import Shape
 from laionkit.search.layout import read_pointer
 from laionkit.search.searcher import Searcher
@@ -223,3 +226,64 @@ def test_memory_too_small_for_the_metadata_is_one_clear_line(dataset, monkeypatc
     monkeypatch.setattr(rows, "MOST_BUCKETS", 1)
     with pytest.raises(ConfigError, match="--memory-mib"):
         rows.bucket_rows(Folder(dataset), refs, 100_000_000, 1)
+
+
+def test_a_takedown_that_comes_while_a_build_goes_on_is_kept(dataset, monkeypatch):
+    index(str(dataset))
+    build, taken = writer.build_segment, iter([key_of(5), key_of(205), key_of(805)])
+
+    def interrupted(*args, **kwargs):
+        built = build(*args, **kwargs)
+        add_forgotten(Folder(dataset), pa.chunked_array([[next(taken)]]))
+        writer_of(dataset).forget()
+        return built
+
+    monkeypatch.setattr(writer, "build_segment", interrupted)
+    add_embeddings(dataset, "00008", VECTORS[800:900])
+    index(str(dataset))
+    check(dataset, np.delete(np.arange(900), [5]))
+    index(str(dataset), IndexConfig(compact=True))
+    check(dataset, np.delete(np.arange(900), [5, 205]))
+    described = Folder(dataset).read_json("index/toy/image.json")
+    assert (described["pending rows"], described["dead rows"]) == (0, 1)
+
+
+def test_a_view_that_a_killed_compaction_left_is_finished(dataset, monkeypatch):
+    index(str(dataset))
+    add_embeddings(dataset, "00008", VECTORS[800:900])
+    with monkeypatch.context() as killed:
+        killed.setattr(writer, "publish_view", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index(str(dataset), IndexConfig(compact=True))
+    assert (seen_by_others(dataset), segments(dataset)) == (800, [900])
+    index(str(dataset))
+    assert seen_by_others(dataset) == 900
+
+
+def seen_by_others(dataset: Path) -> int:
+    """Rows of image.index, each of which is the picture that metadata/ says."""
+    place = dataset / "index/toy"
+    keys = pq.read_table(place / "metadata")["image_path"].to_pylist()
+    _, found = faiss.read_index(str(place / "image.index")).search(np.float32(VECTORS[:300]), 1)
+    assert [keys[row] for row in found[:, 0]] == [key_of(row) for row in range(300)]
+    return len(keys)
+
+
+def test_what_killed_builds_left_is_removed(dataset):
+    index(str(dataset))
+    place = dataset / "index/toy"
+    for left in ("segments/00001/.lists.index.1.tmp", "segments/00007/vectors.index"):
+        (place / left).parent.mkdir(exist_ok=True)
+        (place / left).write_bytes(b"half")
+    index(str(dataset), IndexConfig(compact=True))
+    assert [path.name for path in (place / "segments").iterdir()] == ["00002"]
+    check(dataset, np.arange(800))
+
+
+def test_two_builds_at_once_are_refused(dataset):
+    index(str(dataset))
+    with (dataset / "index/toy/.build.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="being built by another process"):
+            index(str(dataset))
+        check(dataset, np.arange(800))
