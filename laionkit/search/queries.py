@@ -1,8 +1,9 @@
-"""Turn what a user asks (text, image, vector) into one unit vector of the index's model."""
+"""Check what a user asks; turn text, image or vector into one unit vector of the index's model."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,6 +11,44 @@ from numpy.typing import ArrayLike, NDArray
 from laionkit.core.errors import ConfigError, InputError
 
 Image = str | Path | bytes | NDArray[np.uint8]
+Wishes = TypeVar("Wishes")
+
+MAX_K = 100_000
+MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
+
+
+def check_depth(
+    k: int, page: int | None, dedup: float | None, threshold: float | None, latency_ms: float
+) -> tuple[int, int]:
+    """How many hits, and the place of the first of them, 0 the best.
+
+    Raises ConfigError for what is out of bounds.
+    """
+    k, number = _whole("k", k), 1 if page is None else _whole("page", page)
+    if not 1 <= k <= MAX_K:
+        raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
+    if not 1 <= number <= MAX_K // k:
+        raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
+    for name, cosine in (("dedup", dedup), ("threshold", threshold)):
+        if cosine is not None and not -1 <= cosine <= 1:
+            raise ConfigError(f"{name}={cosine}: a cosine, from -1 to 1, such as 0.95")
+    if not latency_ms > 0:
+        raise ConfigError(f"latency_ms={latency_ms}: a time above 0, such as 50")
+    if dedup is not None and k * number > MAX_DEDUP:
+        raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {k * number}")
+    return k, k * (number - 1)
+
+
+def _whole(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name}={value!r}: a whole number") from error
+
+
+def listed(wishes: Wishes | str) -> Wishes | tuple[str]:
+    """One wish that stands alone, as a list of it."""
+    return (wishes,) if isinstance(wishes, str) else wishes
 
 
 def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
@@ -20,18 +59,19 @@ def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
             query = query.astype(np.float64, casting="same_kind")
     except (TypeError, ValueError) as error:
         raise InputError(f"the query vector is no list of numbers: {error}") from error
-    query = query.astype(np.float64)  # whose squares do not overflow where the vector is finite
+    query = query.astype(np.float64)
     query = query[0] if query.ndim == 2 and len(query) == 1 else query
     if query.ndim != 1 or len(query) != dim:
         raise InputError(
             f"the query vector has shape {query.shape}; this index holds vectors of {dim}: "
             "embed the query with the index's model"
         )
-    norm = float(np.linalg.norm(query))
-    if not np.isfinite(norm) or norm == 0:
-        what = "only zeros" if norm == 0 else "NaN or infinity"
+    largest = float(np.abs(query).max(initial=0))
+    if not np.isfinite(largest) or largest == 0:
+        what = "only zeros" if largest == 0 else "NaN or infinity"
         raise InputError(f"the query vector holds {what}")
-    return np.asarray(query / norm, np.float32)
+    query = query / largest  # whose squares neither overflow nor vanish
+    return np.asarray(query / np.linalg.norm(query), np.float32)
 
 
 def read_vector(path: str | Path) -> NDArray[Any]:

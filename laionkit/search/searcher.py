@@ -26,15 +26,21 @@ from laionkit.search.foreign import ForeignSegment
 from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Found, Plan
-from laionkit.search.queries import Encoder, Image, check_vector, read_vector
+from laionkit.search.queries import (
+    MAX_K,
+    Encoder,
+    Image,
+    check_depth,
+    check_vector,
+    listed,
+    read_vector,
+)
 from laionkit.search.scores import Scores
 
 if TYPE_CHECKING:
     from laionkit.search.hits import Hits
 
-MAX_K = 100_000
 LATENCY_MS = 50.0  # what feels immediate, with a page to draw after it
-MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
 _PAGES = 10  # pages that one search serves: they come of one ranking
 _DEEPER = 4  # by which a search deepens where too few hits were left of it
 
@@ -129,7 +135,8 @@ class Searcher:
         latency_ms: float = LATENCY_MS,
     ) -> Found:
         """The same as `search`, as an Arrow table: for what should start without pandas."""
-        first = check_depth(k, page, dedup, threshold)
+        k, first = check_depth(k, page, dedup, threshold, latency_ms)
+        plus, minus, boost = listed(plus), listed(minus), listed(boost)
         clock = _Clock()
         query = self.query_vector(
             text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost
@@ -306,23 +313,6 @@ class Searcher:
             ]
             keeps = [_both(a, b) for a, b in zip(others, keeps, strict=True)]
         return keeps
-
-
-def check_depth(
-    k: int, page: int | None, dedup: float | None, threshold: float | None = None
-) -> int:
-    """The place of a page's first hit, 0 the best. Raises ConfigError for what is out of bounds."""
-    if not 1 <= k <= MAX_K:
-        raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
-    if page is not None and not 1 <= page <= MAX_K // k:
-        raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
-    for name, cosine in (("dedup", dedup), ("threshold", threshold)):
-        if cosine is not None and not -1 <= cosine <= 1:
-            raise ConfigError(f"{name}={cosine}: a cosine, from -1 to 1, such as 0.95")
-    depth = k * (page or 1)
-    if dedup is not None and depth > MAX_DEDUP:
-        raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {depth}")
-    return k * ((page or 1) - 1)
 
 
 def _both(left: Keep, right: Keep | None) -> Keep:

@@ -132,6 +132,9 @@ def test_an_unusable_query_is_one_clear_line(searcher, query, message):
     [
         ({"k": 0}, "k=0"),
         ({"k": 100_001}, "k=100001"),
+        ({"k": 2.5}, "k=2.5: a whole number"),
+        ({"page": "2"}, "page='2': a whole number"),
+        ({"latency_ms": float("nan")}, "latency_ms=nan"),
         ({"where": "aesthetik_v2 > 1"}, "aesthetic_v2"),
         ({"where": "aesthetic_v2 > 'a'"}, r"--where .*Could not convert string 'a'"),
         ({"vector": None}, "say what to look for"),
@@ -142,7 +145,13 @@ def test_a_wrong_setting_is_one_clear_line(searcher, settings, message):
         searcher.search(**{"vector": np.ones(DIM), **settings})
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_number_of_numpys_is_a_number(searcher):
+    query = np.ones(DIM)
+    plain, numpys = (searcher.search(vector=query, k=k, page=k) for k in (3, np.int64(3)))
+    assert plain.equals(numpys)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1e300])
 def test_a_vectors_length_is_no_matter(searcher, scale):
     query = np.random.default_rng(2).standard_normal(DIM)
     plain, scaled = searcher.search(vector=query), searcher.search(vector=query * scale)

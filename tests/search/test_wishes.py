@@ -67,6 +67,12 @@ def test_what_is_only_against_something_finds_the_least_like_it(searcher, vector
     assert hits.key[0] == keys[int(np.argmin(cosines(vectors, vectors[3].astype(np.float32))))]
 
 
+def test_one_wish_needs_no_list(searcher, keys):
+    one = searcher.search(like=keys[3], plus=f"0.5:key={keys[5]}", minus=f"key={keys[9]}")
+    listed = searcher.search(like=keys[3], plus=[f"0.5:key={keys[5]}"], minus=[f"key={keys[9]}"])
+    assert one.equals(listed)
+
+
 def test_keys_that_hits_should_be_unlike_are_no_hits(searcher, keys):
     hits = searcher.search(like=keys[3], minus=[f"0.1:key={keys[5]}"], k=len(keys))
     assert set(hits.key) == set(keys) - {keys[3], keys[5]}
