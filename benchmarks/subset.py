@@ -259,7 +259,7 @@ def view(work: Path, samples: int, runs: int) -> dict[str, Any]:
     """
     import webdataset
 
-    from laionkit.stages.subset import load
+    from laionkit.stages.subset.loading import load
 
     data = pictures(work, samples)
     tars = [str(tar) for tar in sorted((data / "shards").glob("*.tar"))]

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from laionkit import load
 from laionkit.backends.clip import load_model
 from laionkit.ops.sheet import Tile, contact_sheet
-from laionkit.stages.subset import load
 
 EDGE_PX = 32
 # Share of captions left out in training, so that guidance has something to compare with.

@@ -20,9 +20,9 @@ import numpy as np
 import open_clip
 import torch
 
+from laionkit import load
 from laionkit.backends.tiny import FOLDER, as_input, build_tiny
 from laionkit.backends.tiny.tokenizer import TinyTokenizer
-from laionkit.stages.subset import load
 
 EDGE_PX = 64
 

@@ -85,6 +85,9 @@ _HOMES = {
     "query": "search_commands",
     "status": "look_commands",
     "columns": "look_commands",
+    "subset": "subset_commands",
+    "verify": "subset_commands",
+    "push": "subset_commands",
 }
 _USAGES = {  # where cyclopts cannot tell the arguments' names or order
     "metadata": "SOURCE… DATASET",

@@ -9,13 +9,10 @@ from laionkit.cli.options import (
     Dataset,
     HowToCompute,
     HowToForget,
-    HowToRun,
     HowToShare,
     HowToShow,
     HowToWork,
-    Json,
 )
-from laionkit.core.errors import StageFailed
 from laionkit.recipe import load_recipe
 from laionkit.recipe import run as run_recipe
 from laionkit.stages.adopt import AdoptConfig
@@ -27,13 +24,8 @@ from laionkit.stages.forget import forget as forget_stage
 from laionkit.stages.head_fit import HeadFitConfig, fit_head
 from laionkit.stages.score import ScoreConfig
 from laionkit.stages.score import score as score_stage
-from laionkit.stages.subset import SubsetConfig
-from laionkit.stages.subset import subset as subset_stage
-from laionkit.stages.subset.manifest import verify as verify_subset
-from laionkit.stages.subset.publish import push as push_subset
 
 flat = Parameter(name="*")
-SubsetName = Annotated[str, Parameter(help="The subset's name, as subset --name gave it.")]
 
 
 def adopt(
@@ -87,20 +79,6 @@ def score(
     show.report(score_stage(dataset, config, runner=how.runner()), how.json)
 
 
-def subset(
-    dataset: Dataset,
-    /,
-    *,
-    config: Annotated[SubsetConfig, flat],
-    how: HowToRun = HowToRun(),
-) -> None:
-    """Write a filtered training subset of DATASET, with a reason for every drop."""
-    result = subset_stage(dataset, config, runner=how.runner())
-    show.report(result, how.json)
-    if config.dry_run and not how.json:
-        show.what_if(result.extra)
-
-
 def forget(
     dataset: Dataset,
     /,
@@ -137,34 +115,6 @@ def run(
     )
     if how.json:
         show.as_json(reports)
-
-
-def verify(dataset: Dataset, name: SubsetName, /, *, json: Json = False) -> None:
-    """Check every file and sample of DATASET's subset NAME against its manifest."""
-    found = verify_subset(dataset, name)
-    if json:
-        show.as_json(found)
-    else:
-        what = f"{len(found.problems):,} problems" if found.problems else "as it was written"
-        show.line(f"{name}: {found.samples:,} samples, {what}; root {found.root or 'unknown'}")
-        for problem in found.problems:
-            show.line(f"  {problem}")
-    if found.problems:
-        raise StageFailed(f"subset {name} of {dataset} is not what was written: make it again")
-
-
-def push(
-    dataset: Dataset,
-    name: SubsetName,
-    repository: Annotated[str, Parameter(help="Where to, as OWNER/NAME; made where it is not.")],
-    /,
-    *,
-    public: Annotated[bool, Parameter(help="Let everybody see it; otherwise only you.")] = False,
-    json: Json = False,
-) -> None:
-    """Upload DATASET's subset NAME to the Hugging Face hub as OWNER/NAME."""
-    address = push_subset(dataset, name, repository, private=not public)
-    show.said({"address": address}, address, json)
 
 
 def demo(

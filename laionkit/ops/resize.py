@@ -5,7 +5,6 @@ CenterCrop and PadIfNeeded over OpenCV).
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,10 +12,9 @@ from numpy.typing import NDArray
 
 from laionkit.core.reasons import Reason
 from laionkit.ops.images import PictureError, Size
-
-ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
-Filter = Literal["nearest", "linear", "cubic", "area", "lanczos"]
-EncodeFormat = Literal["jpg", "png", "webp"]
+from laionkit.ops.resize_modes import EncodeFormat as EncodeFormat
+from laionkit.ops.resize_modes import Filter as Filter
+from laionkit.ops.resize_modes import ResizeMode as ResizeMode
 
 _FILTERS = {
     "nearest": cv2.INTER_NEAREST,

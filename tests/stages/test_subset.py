@@ -13,7 +13,8 @@ import webdataset
 
 from laionkit.core.errors import ConfigError, InputError, StageFailed, StaleOutput
 from laionkit.core.runner import Runner
-from laionkit.stages.subset import SubsetConfig, subset, verify
+from laionkit.stages.subset import SubsetConfig, subset
+from laionkit.stages.subset.manifest import verify
 from tests.small_dataset import SmallDataset, laion_rows, picture
 
 ROWS = 25

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from laionkit.core.errors import ConfigError
-from laionkit.stages.subset import SubsetConfig, load, subset, verify
+from laionkit.stages.subset import SubsetConfig, subset
+from laionkit.stages.subset.loading import load
+from laionkit.stages.subset.manifest import verify
 from tests import small_dataset
 from tests.small_dataset import SmallDataset, laion_rows
 

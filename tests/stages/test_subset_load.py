@@ -9,7 +9,8 @@ import webdataset
 from fsspec.implementations.memory import MemoryFileSystem
 
 from laionkit.core.errors import InputError
-from laionkit.stages.subset import SubsetConfig, load, subset
+from laionkit.stages.subset import SubsetConfig, subset
+from laionkit.stages.subset.loading import load
 from tests.small_dataset import SmallDataset, laion_rows, picture
 
 ROWS = 45

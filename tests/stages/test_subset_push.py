@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from laionkit.core.errors import InputError
-from laionkit.stages.subset import SubsetConfig, push, subset
+from laionkit.stages.subset import SubsetConfig, subset
+from laionkit.stages.subset.publish import push
 from tests.small_dataset import SmallDataset, laion_rows
 
 

@@ -13,14 +13,11 @@ from laionkit.core.runner import Runner, StageReport
 from laionkit.core.table import DatasetTable
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.given import given_contents
-from laionkit.stages.subset.loading import load
-from laionkit.stages.subset.making import forget_unfinished, make
-from laionkit.stages.subset.manifest import WHOLE, Verified, verify
+from laionkit.stages.subset.layout import WHOLE
 from laionkit.stages.subset.plan import make_plan
-from laionkit.stages.subset.publish import push
 from laionkit.stages.subset.what_if import dry_run
 
-__all__ = ["SubsetConfig", "Verified", "load", "push", "subset", "verify"]
+__all__ = ["SubsetConfig", "subset"]
 
 
 def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> StageReport:
@@ -37,18 +34,20 @@ def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> 
         plan = make_plan(table, config)
         if config.dry_run:
             return dry_run(table, config, plan, records)
-        forget_unfinished(records)
+        _forget_unfinished(records)
         given = given_contents(config)
         facts = {f"content of {name}": content for name, content in given.items()}
         config = runner.begin(records, config, facts=facts)
         done = records.finished(WHOLE, table.inputs)
         if done is not None:
             return _report(records, done, skipped=1)
+        from laionkit.stages.subset.making import make  # what pictures need: not for a dry run
+
         runner.progress.emit(StageStarted(records.stage, 1, 0))
         try:
             record = make(table, config, plan, given, records)
         except BaseException:
-            forget_unfinished(records)
+            _forget_unfinished(records)
             raise
         for note in plan.notes(table):
             runner.note(records.stage, note)
@@ -68,3 +67,9 @@ def _report(records: StageRecords, record: ShardRecord, *, skipped: int) -> Stag
         outputs=tuple(entry.path for entry in record.files.values()),
         extra={"funnel": record.extra["funnel"]},
     )
+
+
+def _forget_unfinished(records: StageRecords) -> None:
+    """Forget the recipe of a subset that was never finished: its name is free."""
+    if records.made() is not None and not records.names():
+        records.folder.remove("_stage.json")

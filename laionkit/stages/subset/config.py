@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from laionkit.core.config import Effort, Names, StageConfig, split_names
-from laionkit.ops.resize import ResizeMode
+from laionkit.ops.resize_modes import ResizeMode
 
 Alike = Literal["exact", "perceptual", "semantic"]
 Cosine = Annotated[float, Field(gt=0, le=1)]
@@ -123,6 +123,11 @@ class SubsetConfig(StageConfig):
     alone. Nothing is written."""
     timeout_s: Effort[Annotated[float, Field(gt=0)]] = 1800.0
     """Seconds after which a single query is given up."""
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether pictures are resized or encoded anew."""
+        return self.resize_mode != "no" or self.encode_format != "same"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from laionkit.core.embeddings import choose_model, embedded_models, list_embeddings, model_made
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.ops.images import PictureError, decode
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.selection import Selection
@@ -103,6 +102,8 @@ def _embed_pictures(
 
 
 def _pixels(folder: Folder, name: str) -> NDArray[np.uint8]:
+    from laionkit.ops.images import PictureError, decode
+
     try:
         return np.asarray(decode(folder.read_bytes(name)).rgb)
     except PictureError as error:

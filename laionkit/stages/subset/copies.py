@@ -1,8 +1,6 @@
 """The copies of a subset: tars with the pictures' own bytes, or files of their own."""
 
 import contextlib
-import hashlib
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,11 +11,11 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
 from laionkit.core.shards import ShardWriter, sample_frames
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.layout import sample_hash
 from laionkit.stages.subset.pictures import Pictures, view_cells
 from laionkit.stages.subset.reshape import PictureError, Reshape, Reshaped, restate_rows
 
 FILES = "files"
-_SIZE = struct.Struct(">Q").pack
 
 
 @dataclass
@@ -31,15 +29,6 @@ class Part:
     hashes: list[str]
     tar: Written | None = None
     lost: list[tuple[str, str]] = field(default_factory=list)
-
-
-def sample_hash(line: bytes, text: bytes, image: bytes | memoryview) -> str:
-    """Hash of one sample: its KEY.json, KEY.txt and picture, each with its length before it."""
-    digest = hashlib.sha256(
-        b"%b%b%b%b%b" % (_SIZE(len(line)), line, _SIZE(len(text)), text, _SIZE(len(image)))
-    )
-    digest.update(image)
-    return digest.hexdigest()
 
 
 def file_name(key: str, extension: str) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -14,15 +14,19 @@ import pyarrow.parquet as pq
 from laionkit.core.files import Folder, Written
 from laionkit.ops.predicates import quote_name
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.copies import Part, file_name, sample_hash, write_copies
+from laionkit.stages.subset.copies import Part, file_name, write_copies
+from laionkit.stages.subset.layout import (
+    KEPT_FILE,
+    SAMPLE_HASH,
+    SUBSET_FILE,
+    SUBSET_SHARD,
+    VIEW_FILE,
+    json_sql,
+    sample_hash,
+)
 from laionkit.stages.subset.pictures import PLACE_COLUMNS, VIEW_COLUMNS, Pictures
 from laionkit.stages.subset.selection import Selection
 
-VIEW_FILE = "view.parquet"
-KEPT_FILE = "kept.parquet"
-SUBSET_SHARD = "subset_shard"
-SUBSET_FILE = "subset_file"
-SAMPLE_HASH = "sample_sha256"
 # Hashing and file access run outside Python's lock; more threads than this mostly wait for it.
 WRITERS = 2
 # Chunks read ahead of those that are written.
@@ -181,19 +185,6 @@ def _export_sql(selection: Selection, config: SubsetConfig) -> str:
         f"FROM judged j JOIN ({table.select()}) s ON s.key = j.key{joins} "
         f"WHERE j.code = 0 ORDER BY {order}"
     )
-
-
-def json_sql(columns: Mapping[str, str]) -> str:
-    """SQL of KEY.json: every column under its name; what JSON has no number for is null."""
-    parts = []
-    for name, kind in columns.items():
-        cell = f"s.{quote_name(name)}"
-        if kind in ("FLOAT", "DOUBLE"):
-            cell = f"CASE WHEN isfinite({cell}) THEN {cell} END"
-        elif kind == '"NULL"':
-            cell = "NULL::VARCHAR"
-        parts.append(f"{quote_name(name)} := {cell}")
-    return f"to_json(struct_pack({', '.join(parts)}))::VARCHAR"
 
 
 def _chunks(batches: Iterator[Any], size: int) -> Iterator[pa.Table]:

@@ -12,8 +12,7 @@ from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.tars import Member, read_contents, read_member
-from laionkit.stages.subset.export import KEPT_FILE, SUBSET_FILE, VIEW_FILE
-from laionkit.stages.subset.manifest import find_record
+from laionkit.stages.subset.layout import KEPT_FILE, SUBSET_FILE, VIEW_FILE, find_record
 from laionkit.stages.subset.pictures import VIEW_COLUMNS, Pictures
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from laionkit.stages.subset.choosing import choose
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, write_dropped, write_kept
 from laionkit.stages.subset.facts import Facts, gather_facts
-from laionkit.stages.subset.manifest import WHOLE, samples_hash, write_manifest
+from laionkit.stages.subset.layout import WHOLE
+from laionkit.stages.subset.manifest import samples_hash, write_manifest
 from laionkit.stages.subset.plan import Plan
 from laionkit.stages.subset.report import write_report
 from laionkit.stages.subset.selection import FunnelStep, Selection
@@ -139,9 +140,3 @@ def _publish(folder: Folder, partial: str, final: str) -> None:
 def _remove_tree(folder: Folder, name: str) -> None:
     if folder.exists(name):
         folder.fs.rm(folder.at(name), recursive=True)
-
-
-def forget_unfinished(records: StageRecords) -> None:
-    """Forget the recipe of a subset that was never finished: its name is free."""
-    if records.made() is not None and not records.names():
-        records.folder.remove("_stage.json")

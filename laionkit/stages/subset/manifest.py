@@ -17,25 +17,25 @@ import pyarrow.parquet as pq
 
 from laionkit.core.embeddings import score_columns
 from laionkit.core.engine import connect
-from laionkit.core.errors import InputError, did_you_mean
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
-from laionkit.core.records import ShardRecord, StageRecords
-from laionkit.core.schemas import RECORDS, SUBSETS
+from laionkit.core.records import ShardRecord
+from laionkit.core.schemas import SUBSETS
 from laionkit.core.tars import image_member, read_contents, read_member
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.copies import sample_hash
-from laionkit.stages.subset.export import (
+from laionkit.stages.subset.layout import (
+    KEPT_FILE,
+    MANIFEST,
     SAMPLE_HASH,
     SUBSET_FILE,
     SUBSET_SHARD,
     VIEW_FILE,
+    find_record,
     json_sql,
+    sample_hash,
 )
 from laionkit.stages.subset.pictures import Pictures
 
-MANIFEST = "manifest.json"
-WHOLE = "all"
 MAX_PROBLEMS = 20
 _PROVENANCE = ("head", "head_sha256", "backbone", "weights_sha256", "provenance")
 # What names a subset or lays it out; what is in it does not depend on these.
@@ -87,7 +87,7 @@ def samples_hash(folder: Folder) -> str:
     """Hash over the key and the hash of each sample of kept.parquet, in key order."""
     digest = hashlib.sha256()
     with connect() as con:
-        path = folder.at("kept.parquet")
+        path = folder.at(KEPT_FILE)
         if not folder.is_local:
             con.register_filesystem(folder.fs)
             path = f"{folder.url.partition('://')[0]}://{path}"
@@ -124,17 +124,6 @@ def verify(dataset: str, name: str) -> Verified:
     return Verified(root, samples, tuple(problems))
 
 
-def find_record(dataset: Folder, name: str) -> ShardRecord:
-    """The record of a finished subset. Raises InputError with the names there are."""
-    records = StageRecords(dataset, f"subset/{name}")
-    if WHOLE not in records.names():
-        there = dataset.folders(f"{RECORDS}/subset")
-        there = [n for n in there if WHOLE in StageRecords(dataset, f"subset/{n}").names()]
-        known = f"; there are {', '.join(there)}" if there else ": it has none"
-        raise InputError(f"{dataset} has no subset {name!r}{did_you_mean(name, there)}{known}")
-    return records.read(WHOLE)
-
-
 def _check_files(dataset: Folder, record: ShardRecord) -> Iterator[str]:
     for entry in record.files.values():
         if not dataset.exists(entry.path):
@@ -147,7 +136,7 @@ def _check_files(dataset: Folder, record: ShardRecord) -> Iterator[str]:
 
 def _check_samples(dataset: Folder, folder: Folder, record: ShardRecord) -> Iterator[str | None]:
     """For each sample None, or what is wrong with it."""
-    with folder.open("kept.parquet") as file:
+    with folder.open(KEPT_FILE) as file:
         kept = pq.ParquetFile(file)
         for group in range(kept.num_row_groups):
             rows = kept.read_row_group(group)

@@ -9,8 +9,7 @@ from laionkit.ops.presets import Preset, choose_preset
 from laionkit.stages.subset import steps
 from laionkit.stages.subset.balance import check_groups
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.manifest import find_record
-from laionkit.stages.subset.reshape import Reshape
+from laionkit.stages.subset.layout import find_record
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,11 @@ def make_plan(table: DatasetTable, config: SubsetConfig) -> Plan:
         terms += parse_where(config.where, table.columns).terms
     for term in terms:
         table.check(term.sql)
-    Reshape.of(config)
+    if config.reshapes and config.as_ in ("view", "parquet"):
+        raise ConfigError(
+            f"as={config.as_} copies no pictures, so none can be resized or re-encoded: use --as "
+            "shards or --as files"
+        )
     if config.caption not in table.columns and config.as_ in ("shards", "files"):
         raise ConfigError(
             f"caption={config.caption!r} is no column; there are {', '.join(table.columns)}"

@@ -3,7 +3,8 @@
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.core.schemas import SUBSETS
-from laionkit.stages.subset.manifest import find_record, verify
+from laionkit.stages.subset.layout import find_record
+from laionkit.stages.subset.manifest import verify
 
 
 def push(dataset: str, name: str, repository: str, *, private: bool = True) -> str:

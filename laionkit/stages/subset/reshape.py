@@ -7,7 +7,6 @@ from typing import Literal
 
 import pyarrow as pa
 
-from laionkit.core.errors import ConfigError
 from laionkit.ops.images import Picture, PictureError, decode
 from laionkit.ops.resize import EncodeFormat, Resize, encode, frame, scale
 from laionkit.stages.subset.config import SubsetConfig
@@ -41,17 +40,9 @@ class Reshape:
 
     @classmethod
     def of(cls, config: SubsetConfig) -> "Reshape | None":
-        """What `config` asks; None where pictures are to be copied as they are.
-
-        Raises ConfigError where it asks for another form of pictures that it does not copy.
-        """
-        if config.resize_mode == "no" and config.encode_format == "same":
+        """What `config` asks; None where pictures are to be copied as they are."""
+        if not config.reshapes:
             return None
-        if config.as_ in ("view", "parquet"):
-            raise ConfigError(
-                f"as={config.as_} copies no pictures, so none can be resized or re-encoded: "
-                "use --as shards or --as files"
-            )
         how = Resize(config.resize_mode, config.image_size, config.resize_only_if_bigger)
         return cls(how, config.encode_format, config.encode_quality)
 

@@ -10,13 +10,10 @@ from laionkit.core.embeddings import list_embeddings
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.lists import read_keys, read_lines
-from laionkit.core.schemas import SUBSETS
 from laionkit.core.table import DatasetTable
-from laionkit.ops.dedup import hash_pairs, keep_greedily, perceptual_hash
-from laionkit.ops.images import PictureError, decode
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.stages.subset.config import SubsetConfig
-from laionkit.stages.subset.manifest import find_record
+from laionkit.stages.subset.layout import kept_keys
 from laionkit.stages.subset.pictures import PLACE_COLUMNS, Pictures
 from laionkit.stages.subset.selection import Selection
 from laionkit.stages.subset.vectors import gather
@@ -86,12 +83,6 @@ def _check_index(dataset: Folder, model: str | None) -> None:
         )
 
 
-def kept_keys(dataset: Folder, name: str) -> pa.Table:
-    """The keys that a subset keeps. Raises InputError where there is no such subset."""
-    find_record(dataset, name)
-    return dataset.read_table(f"{SUBSETS}/{name}/kept.parquet", columns=["key"])
-
-
 def drop_exact(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose bytes were the same (sha256), keep the best."""
     if "sha256" not in selection.table.columns:
@@ -109,6 +100,9 @@ def drop_exact(selection: Selection, config: SubsetConfig) -> None:
 
 def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose perceptual hashes are within `dedup_bits`, keep the best."""
+    from laionkit.ops.dedup import hash_pairs, perceptual_hash
+    from laionkit.ops.images import PictureError, decode
+
     keys = order_keys(selection, config)
     table = selection.table
     places = ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
@@ -202,6 +196,8 @@ def order_keys(selection: Selection, config: SubsetConfig) -> pa.ChunkedArray:
 def _drop_pairs(
     selection: Selection, step: str, keys: pa.ChunkedArray, pairs: Iterable[NDArray[np.int64]]
 ) -> None:
+    from laionkit.ops.dedup import keep_greedily
+
     found: Sequence[NDArray[np.int64]] = [p for p in pairs if len(p)]
     pair_P2 = np.concatenate(found) if found else np.empty((0, 2), np.int64)
     keeper_N = keep_greedily(len(keys), pair_P2)
