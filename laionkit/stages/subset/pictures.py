@@ -29,10 +29,7 @@ MAX_RANGE = 8 << 20
 
 
 def locate(selection: Selection, dataset: Folder) -> None:
-    """Find where each picture that stays lies in its tar; drop what its tar does not hold.
-
-    Raises InputError where a tar is not the one that was recorded.
-    """
+    """Find where each picture that stays lies in its tar; drop what its tar does not hold."""
     table = selection.table
     refs = {ref.name: ref for ref in list_shards(dataset)}
     shards, damages = selection.shards(), {}
