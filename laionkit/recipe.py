@@ -9,8 +9,11 @@ recipe can. ``{dataset}`` in a value stands for the dataset's path.
       - subset: {name: best, where: "aesthetic_v2 >= 6"}
 """
 
+import functools
 import importlib
 import inspect
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from laionkit.core.config import StageConfig
-from laionkit.core.errors import ConfigError, InputError, did_you_mean
+from laionkit.core.errors import ConfigError, InputError, StaleOutput, did_you_mean
 from laionkit.core.runner import Runner, StageReport
 
 # Stage name → its function, in flow order. Each is loaded when first used.
@@ -124,20 +127,33 @@ def run(
 ) -> list[StageReport]:
     """Take `dataset` through every step of `recipe`; finished work is found done, not redone.
 
-    `sources` are what ``metadata`` reads where the recipe names none. `on_report` is called
-    after each stage.
+    `sources` are what ``metadata`` reads, whatever the recipe names. `on_report` is called after
+    each stage. A `fresh` runner starts those stages over that were made with another config.
     """
     steps = [_with_sources(step, sources) for step in recipe.steps]
     runner = runner or Runner()
     _check_part(recipe, runner)
     reports = []
     for step in steps:
-        operands = () if step.operand is None else (step.operand,)
-        function = stage_function(step.stage)
-        report = function(*operands, dataset, step.config, runner=runner)
+        report = _run_step(step, dataset, runner)
         on_report(report)
         reports.append(report)
     return reports
+
+
+def _run_step(step: Step, dataset: str, runner: Runner) -> StageReport:
+    operands = () if step.operand is None else (step.operand,)
+    work = functools.partial(stage_function(step.stage), *operands, dataset, step.config)
+    try:
+        return work(runner=replace(runner, fresh=False))
+    except StaleOutput as error:
+        if runner.fresh:
+            return work(runner=runner)
+        if not error.settings:
+            raise
+        keep = [f"{step.stage}.{name}={json.dumps(v)}" for name, v in error.settings.items()]
+        said = " ".join(f"-s {shlex.quote(text)}" for text in keep)
+        raise StaleOutput(f"{error} A recipe keeps it with {said}", error.settings) from error
 
 
 def _check_part(recipe: Recipe, runner: Runner) -> None:
@@ -188,5 +204,11 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
         stage, dot, key = target.partition(".")
         if not (equals and dot and stage and key):
             raise ConfigError(f"-s {text}: give stage.key=value, such as fetch.image_size=384")
-        changes.setdefault(stage, {})[key] = yaml.safe_load(value)
+        try:
+            changes.setdefault(stage, {})[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"-s {text}: {value!r} is no YAML value; put text in quotes, such as "
+                "subset.where='\"width >= 512\"'"
+            ) from error
     return changes

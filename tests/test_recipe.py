@@ -1,8 +1,10 @@
 """Recipes are checked whole before any work."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.runner import Runner
 from laionkit.recipe import find_recipe, load_recipe, run
 
@@ -53,6 +55,7 @@ def test_overrides_win_and_are_checked(tmp_path):
         ("fetch.image_size", "give stage.key=value"),
         ("fetch.imge_size=1", "did you mean"),
         ("embed.model=tiny", "no stage 'embed' to set"),
+        ("fetch.contact=[", r"-s fetch.contact=\[: '\[' is no YAML value; put text in quotes"),
     ]:
         with pytest.raises(ConfigError, match=message):
             load_recipe(path, "d", [bad])
@@ -76,3 +79,30 @@ def test_a_part_of_a_recipe_that_holds_one_piece_of_work_is_refused_before_any(t
     shared = load_recipe(write(tmp_path, "stages: [fetch]"), str(tmp_path))
     with pytest.raises(InputError, match="no work list"):
         run(shared, str(tmp_path), runner=Runner(part=(1, 2)))
+
+
+@pytest.fixture
+def links(tmp_path):
+    table = pa.table({"URL": ["http://127.0.0.1:9/a.jpg"], "TEXT": ["a"]})
+    pq.write_table(table, tmp_path / "links.parquet")
+    return tmp_path / "links.parquet"
+
+
+def test_fresh_starts_those_stages_over_whose_settings_differ(tmp_path, links):
+    dataset, path = str(tmp_path / "set"), write(tmp_path, "stages: [metadata, fetch]")
+    offline = ("fetch.allow_private=true", "fetch.retries=0")
+
+    def go(*overrides: str, **how: bool) -> dict[str, int]:
+        recipe = load_recipe(path, dataset, (*offline, *overrides))
+        reports = run(recipe, dataset, sources=[str(links)], runner=Runner(workers=1, **how))
+        return {report.stage: report.skipped for report in reports}
+
+    assert go() == {"metadata": 0, "fetch": 0}
+    smaller = 'fetch.encode_format="webp"'
+    with pytest.raises(StaleOutput, match=r"A recipe keeps it with -s 'fetch.encode_format=\"jpg"):
+        go(smaller)
+    with pytest.raises(ConfigError, match="of fetch: add --yes"):
+        go(smaller, fresh=True)
+    assert go(smaller, fresh=True, yes=True) == {"metadata": 1, "fetch": 0}
+    assert go(smaller, fresh=True, yes=True) == {"metadata": 1, "fetch": 1}
+    assert [p.name[:5] for p in (tmp_path / "set/.laionkit/aside").iterdir()] == ["fetch"]

@@ -16,7 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Group, Parameter, default_name_transform
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    Parameter,
+    UnusedCliTokensError,
+    default_name_transform,
+)
 from cyclopts.field_info import FieldInfo
 
 from laionkit import __version__
@@ -236,6 +243,8 @@ def _one_line(error: CycloptsError) -> str:
 
     if isinstance(error.__cause__, ValidationError):
         return first_problem(error.__cause__)
+    if isinstance(error, UnusedCliTokensError):
+        return f"{shlex.join(error.unused_tokens or ())}: more than this command takes"
     return " ".join(str(error).split())
 
 

@@ -11,7 +11,8 @@ A message is one line: what, where, the value seen, and what to do. The CLI prin
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class LaionkitError(Exception):
@@ -33,9 +34,17 @@ class InputError(LaionkitError):
 
 
 class StaleOutput(LaionkitError):
-    """The output on disk was made with a config that differs in what it computes."""
+    """The output on disk was made with a config that differs in what it computes.
+
+    `settings` are those that differ, as they were.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, settings: Mapping[str, Any] | None = None) -> None:
+        """Say what differs and how to go on."""
+        super().__init__(message)
+        self.settings = dict(settings or {})
 
 
 class StageFailed(LaionkitError):

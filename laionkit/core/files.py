@@ -158,8 +158,11 @@ class Folder:
             if self.is_local:
                 return cast(BinaryIO, Path(self.at(name)).open("rb"))
             return cast(BinaryIO, self.fs.open(self.at(name), "rb"))
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise InputError(f"{self.at(name)} cannot be read: {error}") from error
+        except FileNotFoundError as error:
+            raise InputError(f"{self.at(name)} is not there") from error
+        except (PermissionError, IsADirectoryError) as error:
+            why = error.strerror or error
+            raise InputError(f"{self.at(name)} cannot be read: {why}") from error
 
     def read_bytes(self, name: str) -> bytes:
         """The whole of a file."""

@@ -8,7 +8,7 @@ garbage. A record may name files outside the dataset (adopted data) by absolute 
 import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -119,7 +119,6 @@ class StageRecords:
         *,
         auto: Mapping[str, Callable[[], Any]] | None = None,
         facts: Mapping[str, Any] | None = None,
-        command: str = "",
     ) -> C:
         """Settle a config against what is on disk, and store it where nothing is.
 
@@ -143,7 +142,8 @@ class StageRecords:
         if made is None:
             self.folder.write_json(STAGE_FILE, wanted.model_dump(mode="json"))
         elif differs := _differences(made, wanted, config):
-            raise StaleOutput(self._stale_message(differs, wanted.config, command))
+            known = {name: old for name, (old, _) in differs.items() if name in wanted.config}
+            raise StaleOutput(self._stale_message(differs, known), known)
         return settled
 
     def _settle(
@@ -158,18 +158,17 @@ class StageRecords:
         return type(config).build({**config.model_dump(), **changes}, self.stage)
 
     def _stale_message(
-        self, differs: Mapping[str, tuple[Any, Any]], settings: Collection[str], command: str
+        self, differs: Mapping[str, tuple[Any, Any]], known: Mapping[str, Any]
     ) -> str:
         was = ", ".join(f"{name}={old!r}" for name, (old, _) in differs.items())
         now = ", ".join(f"{name}={new!r}" for name, (_, new) in differs.items())
-        known = {name: old for name, (old, _) in differs.items() if name in settings}
         flags = " ".join(_flag(name, old) for name, old in known.items() if old is not None)
         left_out = " ".join(_flag(name, "") for name, old in known.items() if old is None)
         steps = [flags and f"add {flags}", left_out and f"leave out {left_out}"]
         keep = ", ".join(filter(None, steps)) or "give it what it was made with"
         return (
             f"{self.stage} in {self.dataset} was made with {was}; this run has {now}. "
-            f"Keep it: {keep}. Start over: --fresh (what is there is moved aside).{command}"
+            f"Keep it: {keep}. Start over: --fresh (what is there is moved aside)."
         )
 
     def names(self) -> list[str]:

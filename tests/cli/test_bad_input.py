@@ -38,6 +38,10 @@ def test_a_value_of_the_wrong_type_is_named(laionkit, dataset):
     assert_refused(laionkit("fetch", dataset, "--image-size", "big"), "image_size='big'")
 
 
+def test_an_argument_too_many_is_named(laionkit, dataset):
+    assert_refused(laionkit("status", dataset, "a b"), "'a b': more than this command takes")
+
+
 def test_a_missing_source_is_named(laionkit, tmp_path):
     assert_refused(laionkit("metadata", tmp_path / "no.parquet", tmp_path / "set"), "no.parquet")
 
