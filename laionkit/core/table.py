@@ -5,12 +5,10 @@ query asks for. A key's latest attempt counts: where a later shard tries a key a
 healed), the earlier row is hidden.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import duckdb
-import pyarrow.parquet as pq
 
 from laionkit.core.columns import ColumnInfo, column_origin, is_nested, score_origin
 from laionkit.core.config import fingerprint
@@ -21,36 +19,19 @@ from laionkit.core.embeddings import (
     score_columns,
     score_stage,
 )
-from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, one_line, sql_name, sql_text
+from laionkit.core.engine import DEFAULT_MEMORY_MB, VIEW, Engine, sql_name, sql_text
 from laionkit.core.errors import InputError, LaionkitError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import forgotten_content, forgotten_files
 from laionkit.core.records import StageMade, StageRecords
-from laionkit.core.schemas import (
-    METADATA,
-)
-from laionkit.core.shard_scan import NEEDS_JOIN, ShardScan, column_ends, look_over
+from laionkit.core.schemas import METADATA
+from laionkit.core.shard_scan import NEEDS_JOIN, ShardScan, column_ends
 from laionkit.core.shards import list_shards
+from laionkit.core.views import Source, Views, number
 
 T = TypeVar("T")
 
 FETCHED_VIEW, EMBEDDED_VIEW = "laionkit_fetched", "laionkit_embedded"
-
-
-@dataclass
-class _Source:
-    """Files that hold one row per key: their view and the columns it shows, name → type.
-
-    `files` are (shard, path), `named` maps each column to the files' own name for it, `key`
-    among them; `whole` says that no row of the files is hidden by a later one.
-    """
-
-    view: str
-    rows: int
-    columns: dict[str, str] = field(default_factory=dict)
-    files: Sequence[tuple[str, str]] = ()
-    named: Mapping[str, str] = field(default_factory=dict)
-    whole: bool = True
 
 
 class DatasetTable(Engine):
@@ -75,14 +56,13 @@ class DatasetTable(Engine):
         """Open a dataset. Raises InputError where it holds nothing that has rows."""
         self.folder = Folder(dataset) if isinstance(dataset, str) else dataset
         super().__init__(str(self.folder), memory_mb, threads, timeout_s)
-        self._files: set[str] = set()
+        self._views = Views(self._con, self.folder)
         if not self.folder.is_local:
             self._con.register_filesystem(self.folder.fs)
-        self._sources: list[_Source] = []
-        self._tried_again = False
+        self._sources: list[Source] = []
         self.columns: dict[str, str] = {}
         self.origins: dict[str, str] = {}
-        self._places: dict[str, tuple[_Source, str]] = {}
+        self._places: dict[str, tuple[Source, str]] = {}
         self.inputs: dict[str, str] = {}
         self._forgotten = self._open_forgotten()
         self.tar_bytes = self.tar_samples = 0
@@ -100,6 +80,11 @@ class DatasetTable(Engine):
     def __exit__(self, *_: object) -> None:
         """Close the connection."""
         self.close()
+
+    @property
+    def tried_again(self) -> bool:
+        """Whether some key was tried more than once."""
+        return self._views.tried_again
 
     @property
     def rows(self) -> int:
@@ -135,7 +120,7 @@ class DatasetTable(Engine):
         if scan is None or not scan.scores:
             return run(self.select(columns))
         self._con.register("laionkit_scan", scan.reader())
-        picks = [f"{_number(n, self.columns[n])} AS {sql_name(n)}" for n in columns]
+        picks = [f"{number(n, self.columns[n])} AS {sql_name(n)}" for n in columns]
         try:
             return run(f"SELECT {', '.join(picks)} FROM laionkit_scan")
         except (LaionkitError, duckdb.Error) as error:
@@ -214,7 +199,7 @@ class DatasetTable(Engine):
 
     def _guard(self) -> None:
         """From now on, open no file but those of the views."""
-        paths = ", ".join(sql_text(path) for path in sorted(self._files))
+        paths = ", ".join(sql_text(path) for path in sorted(self._views.files))
         self._con.execute(f"SET allowed_paths = [{paths}]")
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
@@ -225,10 +210,7 @@ class DatasetTable(Engine):
         if not content:
             return ""
         self.inputs["forgotten"] = content
-        paths = [self._path(path) for path in forgotten_files(self.folder)]
-        self._files.update(paths)
-        sql = f"SELECT key FROM read_parquet([{', '.join(map(sql_text, paths))}])"
-        self._con.execute(f"CREATE VIEW laionkit_forgotten AS {sql}")
+        self._views.keys("laionkit_forgotten", forgotten_files(self.folder))
         return "laionkit_forgotten"
 
     def _add_rows(self) -> None:
@@ -240,8 +222,8 @@ class DatasetTable(Engine):
             self.inputs["shards"] = fingerprint({ref.name: ref.content for ref in refs})
             self.tar_bytes = sum(ref.tar_bytes for ref in refs)
             self.tar_samples = sum(ref.samples for ref in refs)
-        metadata = self._source("metadata", parts) if parts else None
-        fetched = self._source("fetched", shards) if shards else None
+        metadata = self._views.rows("laionkit_metadata", parts) if parts else None
+        fetched = self._views.rows(FETCHED_VIEW, shards, shard=True) if shards else None
         if metadata and fetched and not self._complete(metadata, fetched):
             self._show(metadata)
             self._show(fetched, skip=self.columns)
@@ -262,12 +244,12 @@ class DatasetTable(Engine):
             if entry.path.endswith(f"{record.shard}.parquet")
         ]
 
-    def _complete(self, metadata: _Source, fetched: _Source) -> bool:
+    def _complete(self, metadata: Source, fetched: Source) -> bool:
         """Whether every link was tried and every column carried: then shards alone say all."""
         there = {name.lower() for name in fetched.columns}
         return metadata.rows == fetched.rows and all(c.lower() in there for c in metadata.columns)
 
-    def _embedding_rows(self) -> _Source:
+    def _embedding_rows(self) -> Source:
         """The rows of the model that embedded the most."""
         found = {
             model: list_embeddings(self.folder, model) for model in embedded_models(self.folder)
@@ -281,7 +263,8 @@ class DatasetTable(Engine):
         contents = {ref.name: ref.content for ref in found[model]}
         self.inputs[f"embeddings/{model}"] = fingerprint(contents)
         key = str(model_made(self.folder, model).facts.get("key_column", "image_path"))
-        return self._source("embedded", [(r.name, r.metadata) for r in found[model]], key=key)
+        files = [(ref.name, ref.metadata) for ref in found[model]]
+        return self._views.rows(EMBEDDED_VIEW, files, key=key, shard=True)
 
     def _add_score(self, column: str, made: StageMade) -> None:
         records = list(StageRecords(self.folder, score_stage(column)).all())
@@ -290,37 +273,19 @@ class DatasetTable(Engine):
         contents = {record.shard: record.content() for record in records}
         self.inputs[f"scores/{column}"] = fingerprint(contents)
         files = [(record.shard, record.files["scores"].path) for record in records]
-        if not self._tried_again:
-            self._show_score(column, made, self._score_source(files))
-            return
-        source = self._source(f"score_{len(self._sources)}", files)
+        view = f"laionkit_score_{len(self._sources)}"
+        views = self._views
+        source = views.rows(view, files) if views.tried_again else views.scores(view, files)
         self._show_score(column, made, source)
 
-    def _score_source(self, files: Sequence[tuple[str, str]]) -> _Source:
-        """A score column's view where no key was tried twice.
-
-        Its files are of one schema, so that only the first is opened before a query.
-        """
-        paths = [self._path(path) for _, path in files]
-        self._files.update(paths)
-        view = f"laionkit_score_{len(self._sources)}"
-        listed = ", ".join(sql_text(path) for path in paths)
-        first = f"DESCRIBE SELECT key, value FROM read_parquet({sql_text(paths[0])})"
-        kinds = {name: kind for name, kind, *_ in self._con.execute(first).fetchall()}
-        value = _number("value", kinds["value"])
-        self._con.execute(
-            f"CREATE VIEW {view} AS SELECT key, {value} AS value FROM read_parquet([{listed}])"
-        )
-        return _Source(view, 0, kinds, files, {name: name for name in kinds})
-
-    def _show_score(self, column: str, made: StageMade, source: _Source) -> None:
+    def _show_score(self, column: str, made: StageMade, source: Source) -> None:
         self._sources.append(source)
         name = column if column.lower() not in {c.lower() for c in self.columns} else f"{column}_2"
         self.columns[name] = source.columns["value"]
         self.origins[name] = score_origin(made)
         self._places[name] = (source, "value")
 
-    def _show(self, source: _Source, skip: Iterable[str] = ()) -> None:
+    def _show(self, source: Source, skip: Iterable[str] = ()) -> None:
         taken = {name.lower() for name in skip}
         self._sources.append(source)
         for name, kind in source.columns.items():
@@ -328,71 +293,6 @@ class DatasetTable(Engine):
                 self.columns[name] = kind
                 self.origins[name] = column_origin(name)
                 self._places[name] = (source, name)
-
-    def _source(self, name: str, files: Sequence[tuple[str, str]], key: str = "key") -> _Source:
-        """Make the view of `files`, (shard, path) in order: each key's row of its latest shard."""
-        paths = [self._path(path) for _, path in files]
-        self._files.update(paths)
-        listed = ", ".join(sql_text(path) for path in paths)
-        try:
-            later, rows, alike = look_over(self.folder, [path for _, path in files], key)
-            union = "" if alike else ", union_by_name = true"
-            reader = f"read_parquet([{listed}]{union})"
-            self._tried_again = self._tried_again or bool(later)
-            shown, named = self._shown(reader, self.folder, files[0][1], key)
-        except duckdb.Error as error:
-            raise InputError(f"{self.folder}: {one_line(error)}") from error
-        view = f"laionkit_{name}"
-        picks = [f"{_number(inner, kind)} AS {sql_name(o)}" for o, (inner, kind) in shown.items()]
-        with_shard = name in ("fetched", "embedded") and "shard" not in shown
-        if with_shard:
-            names = ", ".join(sql_text(shard) for shard, _ in files)
-            picks.append(f"[{names}][r.file_index::BIGINT + 1] AS shard")
-        sql = f"SELECT {', '.join(picks)} FROM {reader} AS r"
-        if later:
-            again = ", ".join(sql_text(paths[i]) for i in later)
-            sql += (
-                f" ANTI JOIN (SELECT {sql_name(key)} AS k, {later}[file_index::BIGINT + 1] AS i"
-                f" FROM read_parquet([{again}], union_by_name = true)) AS l"
-                f" ON r.{sql_name(key)} = l.k AND r.file_index::BIGINT < l.i"
-            )
-        self._con.execute(f"CREATE VIEW {view} AS {sql}")
-        columns = {outer: kind for outer, (_, kind) in shown.items()}
-        columns |= {"shard": "VARCHAR"} if with_shard else {}
-        return _Source(view, rows, columns, files, named, whole=not later)
-
-    def _path(self, path: str) -> str:
-        """How DuckDB names a file of the dataset."""
-        full = self.folder.at(path)
-        if self.folder.is_local:
-            return full
-        protocol = self.folder.url.partition("://")[0]
-        return f"{protocol}://{full}"
-
-    def _shown(
-        self, reader: str, folder: Folder, first: str, key: str
-    ) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-        """The columns of the files as name → (DuckDB's name, type), and → the files' own name.
-
-        DuckDB renames a column whose name differs from another's in case alone (``WIDTH`` beside
-        ``width``): that which is ours keeps its name, the other becomes ``src_WIDTH``.
-        """
-        described = self._con.execute(f"DESCRIBE SELECT * FROM {reader}").fetchall()
-        kinds = [(name, kind) for name, kind, *_ in described]
-        with folder.open(first) as file:
-            real = pq.read_schema(file).names
-        names = [*real, *(name for name, _ in kinds[len(real) :])]
-        shown: dict[str, tuple[str, str]] = {}
-        named: dict[str, str] = {}
-        doubled = {n.lower() for n in names if sum(n.lower() == m.lower() for m in names) > 1}
-        for name, (inner, kind) in zip(names, kinds, strict=True):
-            outer = "key" if name == key else name
-            if name != key and (name == "key" or (name.lower() in doubled and not name.islower())):
-                outer = f"src_{name}"
-            shown[outer], named[outer] = (inner, kind), name
-        if "key" not in shown:
-            raise InputError(f"{folder.at(first)} has no column {key!r}; it has {', '.join(real)}")
-        return {"key": shown.pop("key"), **shown}, named
 
 
 def table(dataset: str) -> Any:
@@ -408,9 +308,3 @@ def columns(dataset: str) -> list[ColumnInfo]:
     """Type, origin, nulls and range of each column of a dataset."""
     with DatasetTable(dataset) as opened:
         return opened.infos()
-
-
-def _number(inner: str, kind: str) -> str:
-    """A column as it is, NaN as null: DuckDB holds NaN for greater than every threshold."""
-    name = sql_name(inner)
-    return f"nullif({name}, 'nan'::{kind})" if kind in ("FLOAT", "DOUBLE") else name

@@ -33,7 +33,7 @@ class DatasetFilters(DatasetTable):
 
     def is_near(self, columns: Sequence[str], segments: Sequence[AnySegment]) -> bool:
         """Whether the columns are scores whose arrays are there, each key in one shard."""
-        return not self._tried_again and all(
+        return not self.tried_again and all(
             name in self._scores.columns
             and self.origins[name] not in (PUBLISHED, CARRIED, FETCHED)
             and all(self._scores.array(segment, name) is not None for segment in segments)
