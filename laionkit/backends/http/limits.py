@@ -30,7 +30,7 @@ GIVE_UP_S = 300.0
 # time that it is busy still. After so many times in a row it is given up, as is one that asks for
 # longer than GIVE_UP_S: a run does not wait an hour for one host.
 REST_S = 1.0
-RESTS = 6
+RESTS = 5
 # Requests at once that an unknown host gets; doubled with each answer, up to the limit.
 FIRST_AT_ONCE = 2
 # A host takes 1 kB. Those of which nothing is known but good are forgotten above so many.
@@ -165,7 +165,9 @@ class HostQueue(Generic[T]):
         if now >= state.rests_until:
             state.rests += 1
             state.at_once = max(1, state.at_once // 2)
-        rest_s = asked_s or REST_S * 2.0 ** (state.rests - 1) * random.uniform(0.5, 1.5)
+        rest_s = asked_s
+        if not asked_s or state.rests > 1:  # what it asked for was not enough
+            rest_s = max(asked_s, REST_S * 2.0 ** (state.rests - 1) * random.uniform(0.5, 1.5))
         if rest_s > GIVE_UP_S or state.rests > RESTS:
             state.given_up_for = Reason.HTTP_RATE_LIMITED
             state.given_up_until = max(state.given_up_until, now + max(rest_s, GIVE_UP_S))
