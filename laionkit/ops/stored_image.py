@@ -6,9 +6,11 @@ It runs in processes of its own (backends/isolation.py), so nothing here may loa
 import hashlib
 import json
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
 
 from laionkit.core.reasons import Reason
 from laionkit.ops.blur import blur_boxes
@@ -135,16 +137,26 @@ class ImageMaker:
 
 
 def exif_json(exif: bytes) -> str | None:
-    """An EXIF block as JSON of tag names and texts, as img2dataset stores it; None where none."""
+    """An EXIF block as JSON of names and texts; None where there is none.
+
+    Names and fractions are those of exifread, which img2dataset uses (``EXIF ExposureTime``:
+    ``1/60``); numbers that stand for words stay numbers.
+    """
     if not exif:
         return None
     try:
         tags = Image.Exif()
         tags.load(b"Exif\0\0" + exif)
-        pairs = [*tags.items(), *tags.get_ifd(ExifTags.IFD.Exif).items()]
-        gps = tags.get_ifd(ExifTags.IFD.GPSInfo)
-        named = {f"Image {ExifTags.TAGS.get(tag, tag)}": _text(value) for tag, value in pairs}
-        named |= {f"GPS {ExifTags.GPSTAGS.get(tag, tag)}": _text(v) for tag, v in gps.items()}
+        parts = (
+            ("Image", ExifTags.TAGS, tags),
+            ("EXIF", ExifTags.TAGS, tags.get_ifd(ExifTags.IFD.Exif)),
+            ("GPS", ExifTags.GPSTAGS, tags.get_ifd(ExifTags.IFD.GPSInfo)),
+        )
+        named = {
+            f"{part} {names.get(tag, tag)}": _text(value)
+            for part, names, values in parts
+            for tag, value in values.items()
+        }
     except Exception:  # noqa: BLE001 - hostile bytes: a broken block must not cost the picture
         return None
     text = json.dumps(named, sort_keys=True)
@@ -153,5 +165,10 @@ def exif_json(exif: bytes) -> str | None:
 
 def _text(value: object) -> str:
     if isinstance(value, bytes):
-        return value[:64].hex()
+        return value.decode() if value.isalnum() else value[:64].hex()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_text, value[:64]))}]"
+    if isinstance(value, IFDRational):
+        top, bottom = int(value.numerator), int(value.denominator)
+        return str(Fraction(top, bottom)) if bottom else f"{top}/0"
     return str(value).replace("\0", "").strip()[:1024]

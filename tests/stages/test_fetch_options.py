@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import IFDRational
 
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.runner import Runner
@@ -25,7 +26,9 @@ from tests.stages.test_fetch import make_dataset, rows_of
 def with_exif() -> bytes:
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "Camera", 6
+    exif.get_ifd(0x8769)[0x829A] = IFDRational(2, 120)
     exif.get_ifd(0x8825)[1] = "N"
+    exif.get_ifd(0x8825)[2] = (52.0, 31.0, 12.34)
     file = io.BytesIO()
     Image.open(io.BytesIO(picture(7, 200, 300))).save(file, "JPEG", exif=exif)
     return file.getvalue()
@@ -161,7 +164,9 @@ def test_exif_is_kept_in_the_row_on_request_and_never_in_the_image(tmp_path, ser
     dataset, rows = run(tmp_path / "a", server, ["exif.jpg", "0.jpg"], extract_exif=True)
     exif = json.loads(rows[0]["exif"])
     assert exif["Image Make"] == "Camera"
+    assert exif["EXIF ExposureTime"] == "1/60"
     assert exif["GPS GPSLatitudeRef"] == "N"
+    assert exif["GPS GPSLatitude"] == "[52, 31, 617/50]"
     assert rows[1]["exif"] is None
     assert decode(images(dataset)["000000.jpg"]).exif == b""
     _, rows = run(tmp_path / "b", server, ["exif.jpg"])
