@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from laionkit.backends.clip import load_model
 from laionkit.backends.clip.batch import choose_batch
@@ -150,6 +151,46 @@ def test_every_sample_is_accounted_for(tmp_path, settings):
     np.testing.assert_allclose(np.linalg.norm(vectors(folder).astype(float), axis=1), 1, atol=2e-3)
     values = folder.read_table(score_files(folder, "clip_similarity")[0])["value"].to_pylist()
     assert [value is None for value in values] == [False, True, False, False, True]
+
+
+@pytest.fixture
+def broken_clip(small_clip, tmp_path):
+    """The small CLIP with one token's vector, or the pictures' projection, that is no number."""
+
+    def write(name: str, rows: object) -> str:
+        folder = tmp_path / "broken"
+        folder.mkdir()
+        shutil.copy(small_clip / "open_clip_config.json", folder)
+        state = load_file(small_clip / "open_clip_model.safetensors")
+        state[name][rows] = float("nan")
+        save_file(state, folder / "open_clip_model.safetensors")
+        return f"local-dir:{folder}"
+
+    return write
+
+
+def test_a_sample_that_gets_no_vector_is_lost_with_a_reason(broken_clip, tmp_path):
+    zebra = open_clip.get_tokenizer("ViT-B-32").encode("zebra")
+    model = broken_clip("token_embedding.weight", zebra)
+    samples = [(key, data, "a zebra" if key[-1] == "1" else c) for key, data, c in shard_of(0, 4)]
+    folder = write_shards(tmp_path / "data", {"00000": samples})
+    config = EmbedConfig(model=model, precision="fp32", as_name="small", batch_size=3)
+    report = embed(folder.url, config, runner=CPU)
+    assert report.counts == Counts.of(3, {"engine_failed": 1})
+    assert len(vectors(folder)) == len(vectors(folder, "text")) == 3
+    (ref,) = list_embeddings(folder, "small")
+    keys = folder.read_table(ref.metadata)["image_path"].to_pylist()
+    assert keys == [key for key, _, caption in samples if caption != "a zebra"]
+    assert folder.read_table(score_files(folder, "clip_similarity")[0])["key"].to_pylist() == keys
+    (lost,) = folder.read_table("embeddings/small/dropped/dropped_00000.parquet").to_pylist()
+    assert lost["detail"] == "the model gave no vector in fp32"
+
+
+def test_weights_that_give_no_vector_at_all_are_one_line(broken_clip, tmp_path):
+    folder = write_shards(tmp_path / "data", {"00000": shard_of(0, 2)})
+    config = EmbedConfig(model=broken_clip("visual.proj", ...), as_name="small")
+    with pytest.raises(InputError, match="its weights are broken, or want --precision fp32"):
+        embed(folder.url, config, runner=CPU)
 
 
 def test_a_corrupt_tar_keeps_its_good_samples(tmp_path, settings):

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from laionkit.backends.heads.head import Head, Layer
+from laionkit.backends.heads.head import Activation, Head, Layer, Output
 from laionkit.backends.heads.published import PUBLISHED, PublishedHead, find_published
 from laionkit.core.errors import ConfigError, InputError
 
@@ -108,18 +108,31 @@ def _load_local(path: Path) -> Head:
     for published in PUBLISHED.values():
         if published.sha256 == sha256:
             return _head_of(published, tensors, str(path))
-    card = _card_beside(path)
+    card = _checked(_card_beside(path), path)
     described = PublishedHead(
         path.stem,
-        str(card["backbone"]),
+        card["backbone"],
         "",
         path.name,
         sha256,
-        activation=card.get("activation", "none"),
-        output=card.get("output", "score"),
+        activation=card["activation"],
+        output=card["output"],
         by_sqrt_dim=bool(card.get("by_sqrt_dim", False)),
     )
     return replace(_head_of(described, tensors, str(path)), card=card)
+
+
+def _checked(card: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A head's card with what it leaves out. Raises ConfigError where it says what cannot be."""
+    card = {"activation": "none", "output": "score", **card}
+    for name, known in (("activation", get_args(Activation)), ("output", get_args(Output))):
+        if card[name] not in known:
+            raise ConfigError(
+                f"the card of {path} says {name}={card[name]!r}: one of {', '.join(known)}"
+            )
+    if not isinstance(card.get("backbone"), str):
+        raise ConfigError(f"the card of {path} does not say whose embeddings it scores (backbone)")
+    return card
 
 
 def _card_beside(path: Path) -> dict[str, Any]:
@@ -173,11 +186,7 @@ def _head_of(published: PublishedHead, tensors: Tensors, where: str) -> Head:
         for name in weights
         if name.removesuffix("weight") + "bias" in tensors
     )
-    if not _fit_together(layers):
-        raise InputError(
-            f"{where} is no head: its layers {[layer.weight_OI.shape for layer in layers]} do not "
-            "lead from an embedding to one score"
-        )
+    _check_layers(layers, where)
     mean, variance = tensors.get("norm.mean"), tensors.get("norm.variance")
     return Head(
         name=published.name,
@@ -192,12 +201,23 @@ def _head_of(published: PublishedHead, tensors: Tensors, where: str) -> Head:
     )
 
 
-def _fit_together(layers: tuple[Layer, ...]) -> bool:
-    if not layers or any(layer.weight_OI.ndim != 2 for layer in layers):
-        return False
-    pairs = itertools.pairwise(layers)
-    chained = all(a.weight_OI.shape[0] == b.weight_OI.shape[1] for a, b in pairs)
-    return chained and layers[-1].weight_OI.shape[0] == 1
+def _check_layers(layers: tuple[Layer, ...], where: str) -> None:
+    """Raise InputError where layers do not lead from an embedding to one score, or hold no numbers.
+
+    A head that gives NaN would leave a column of nulls behind.
+    """
+    shapes = [(layer.weight_OI.shape, layer.bias_O.shape) for layer in layers]
+    fit = bool(layers) and all(len(weight) == 2 and bias == weight[:1] for weight, bias in shapes)
+    fit = fit and all(a[0][0] == b[0][1] for a, b in itertools.pairwise(shapes))
+    if not fit or shapes[-1][1] != (1,):
+        raise InputError(
+            f"{where} is no head: its layers {[weight for weight, _ in shapes]} do not lead from "
+            "an embedding to one score"
+        )
+    if not all(
+        np.isfinite(part).all() for layer in layers for part in (layer.weight_OI, layer.bias_O)
+    ):
+        raise InputError(f"{where} is no head: its weights hold values that are no numbers")
 
 
 def save_head(path: Path, head: Head) -> None:
@@ -222,13 +242,9 @@ def _load_ours(path: Path, sha256: str) -> Head:
             card = json.loads((file.metadata() or {}).get(CARD_KEY, "null"))
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
-        if not isinstance(card, dict):
-            card = _card_beside(path)
+        card = _checked(card if isinstance(card, dict) else _card_beside(path), path)
         layer = Layer(np.atleast_2d(tensors["weight"]), np.atleast_1d(tensors["bias"]))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise InputError(f"{path} is no head of laionkit: {error}") from error
-    if not _fit_together((layer,)):
-        raise InputError(f"{path} is no head: its weight has shape {layer.weight_OI.shape}")
-    return Head(
-        path.stem, str(card["backbone"]), sha256, (layer,), output=card["output"], card=card
-    )
+    _check_layers((layer,), str(path))
+    return Head(path.stem, card["backbone"], sha256, (layer,), output=card["output"], card=card)

@@ -23,9 +23,11 @@ from laionkit.backends.heads.head import Rows
 from laionkit.backends.heads.scorers import Scorer
 from laionkit.backends.heads.watermark import WatermarkHead
 from laionkit.core.embeddings import score_stage
+from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts, Note, SamplesDone
 from laionkit.core.runner import Outcome, Site
+from laionkit.core.schemas import Reason
 from laionkit.core.scores import has_words, write_scores
 from laionkit.core.shards import ShardRef
 from laionkit.ops.vectors import unit_rows
@@ -43,6 +45,8 @@ from laionkit.stages.embed.source import (
 SLOTS = 4
 # A run long enough, and a share of it spent waiting large enough, to be worth a line.
 LONG_RUN_S, WORTH_SAYING = 30.0, 0.2
+# A unit vector in float16 is off by up to 1e-3.
+UNIT_TOLERANCE = 0.01
 
 
 # Rows on their way from the device.
@@ -225,15 +229,17 @@ class EmbedWorker:
         """Take a shard's vectors as they come home, score, write."""
         source, name = shard.source, shard.source.name
         assert shard.images is not None
-        image_ND = _halves(shard.images())
+        nothing = np.empty((0, self.model.dim), np.float32)
+        image_ND, text_ND = _halves(shard.images()), None
+        if self.text:
+            text_ND = _halves(shard.texts() if shard.texts else nothing)
+        good_N = self._have_vectors(shard, image_ND, text_ND)
+        image_ND, text_ND = image_ND[good_N], None if text_ND is None else text_ND[good_N]
         dropped = [*source.dropped, *shard.lost]
         files = {
             "img_emb": output.write_vectors(self.dataset, self.folder, "img_emb", name, image_ND)
         }
-        text_ND = None
-        if self.text:
-            nothing = np.empty((0, self.model.dim), np.float32)
-            text_ND = _halves(shard.texts() if shard.texts else nothing)
+        if text_ND is not None:
             files["text_emb"] = output.write_vectors(
                 self.dataset, self.folder, "text_emb", name, text_ND
             )
@@ -241,15 +247,43 @@ class EmbedWorker:
         files["dropped"] = output.write_dropped(self.dataset, self.folder, name, dropped)
         self.local.done(source.path)
         counts = Counts.of(len(shard.kept), output.reasons_of(dropped))
-        also = self._score(shard, image_ND, text_ND)
+        also = self._score(shard, good_N, image_ND, text_ND)
         seconds = time.monotonic() - shard.started
         extra: dict[str, Any] = {"waited_for_pictures_s": round(shard.waited_s, 3)}
         if self.model.fits < self.batch:
             extra["pictures_at_once"] = self.model.fits
         return Outcome(name, counts, files, seconds, extra, also)
 
-    def _score(
+    def _have_vectors(
         self, shard: _Shard, image_ND: NDArray[np.float16], text_ND: NDArray[np.float16] | None
+    ) -> NDArray[np.bool_]:
+        """Which samples the model gave unit vectors; the others are lost, with a reason.
+
+        Raises InputError where that is none of them.
+        """
+        good_N = np.ones(len(image_ND), dtype=bool)
+        for emb_ND in (image_ND, text_ND):
+            if emb_ND is not None:
+                length_N = np.linalg.norm(emb_ND.astype(np.float32), axis=1)
+                good_N &= np.abs(length_N - 1) < UNIT_TOLERANCE  # false for NaN, too
+        if len(good_N) and not good_N.any():
+            raise InputError(
+                f"{self.model.name} in {self.model.precision} gives vectors that are no numbers or "
+                "nothing: its weights are broken, or want --precision fp32"
+            )
+        detail = f"the model gave no vector in {self.model.precision}"
+        for row in np.flatnonzero(~good_N):
+            key = shard.source.keys[shard.kept[row]]
+            shard.lost.append(Dropped(key, Reason.ENGINE_FAILED, detail))
+        shard.kept = [i for i, good in zip(shard.kept, good_N, strict=True) if good]
+        return good_N
+
+    def _score(
+        self,
+        shard: _Shard,
+        good_N: NDArray[np.bool_],
+        image_ND: NDArray[np.float16],
+        text_ND: NDArray[np.float16] | None,
     ) -> dict[str, tuple[dict[str, Written], Counts]]:
         """Score what was stored, so that scoring later gives the same values."""
         captioned = [has_words(shard.source.captions[i]) for i in shard.kept]
@@ -259,7 +293,7 @@ class EmbedWorker:
         columns = {scorer.column: scorer.score(rows) for scorer in self.scorers}
         for head in self.lookers:
             look = shard.looks.get(head.column)
-            columns[head.column] = look() if look else np.empty(0, np.float32)
+            columns[head.column] = look()[good_N] if look else np.empty(0, np.float32)
         also = {}
         for column, values in columns.items():
             written = write_scores(self.dataset, column, shard.source.name, keys, values)

@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from laionkit.backends.heads import PUBLISHED, Head, Layer, files, load_head, published, save_head
 from laionkit.backends.heads.scorers import open_scorers
@@ -197,6 +198,45 @@ def test_what_is_no_head_is_refused_in_one_line(content, tmp_path):
     with pytest.raises(InputError, match="no state dict of a head") as caught:
         load_head(str(path))
     assert "\n" not in str(caught.value)
+
+
+FINE = {"weight": torch.ones(1, 4), "bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    ("state", "card", "words"),
+    [
+        ({"weight": torch.full((1, 4), torch.nan)}, {}, "values that are no numbers"),
+        ({"bias": torch.zeros(7)}, {}, "do not lead from an embedding to one score"),
+        ({"weight": torch.ones(2, 4), "bias": torch.zeros(2)}, {}, "do not lead from"),
+        ({"weight": torch.tensor(1.0)}, {}, "do not lead from"),
+        ({"weight": "text"}, {}, "no state dict of a head"),
+        ({}, {"activation": "gelu"}, "activation='gelu': one of none, relu"),
+        ({}, {"output": "stars"}, "output='stars': one of score, probability"),
+        ({}, {"backbone": 3}, "does not say whose embeddings"),
+    ],
+)
+def test_a_head_that_lies_is_refused_in_one_line(state, card, words, tmp_path):
+    torch.save({**FINE, **state}, tmp_path / "x.pth")
+    (tmp_path / "x.json").write_text(json.dumps({"backbone": "me/mine", **card}))
+    with pytest.raises((InputError, ConfigError), match=words) as caught:
+        load_head(str(tmp_path / "x.pth"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["header", "card", "no output"])
+def test_a_safetensors_head_that_lies_is_refused_or_gets_what_it_leaves_out(kind, tmp_path):
+    path = tmp_path / "x.safetensors"
+    text = "{" if kind == "card" else json.dumps({"backbone": "me/mine"})
+    tensors = {name: value.numpy() for name, value in FINE.items()}
+    save_file(tensors, path, metadata={"laionkit": text})
+    if kind == "no output":
+        assert load_head(str(path)).output == "score"
+        return
+    if kind == "header":
+        path.write_bytes((1 << 60).to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(InputError, match="is no head of laionkit"):
+        load_head(str(path))
 
 
 def test_every_published_address_and_hash_is_whole():
