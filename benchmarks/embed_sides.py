@@ -40,6 +40,7 @@ PEER_WITH = [
 ]  # fmt: skip
 SHARED = ["torch", "torchvision", "numpy", "open_clip_torch"]
 DISTINCT = 2000
+_series, _drawn = np.random.default_rng(1), list[bytes]()
 WORDS = ["a", "the", "of", "on", "in", "red", "old", "small", "photo", "picture", "house", "dog"]
 
 OURS = """
@@ -235,7 +236,6 @@ def draw(folder: Path, images: int, shard: int) -> Path:
     folder = folder / f"{images}x{shard}"
     if not folder.exists():
         rng = np.random.default_rng(0)
-        pictures: list[bytes] = []
         home = Folder(folder.with_suffix(".part"))
         for number, first in enumerate(range(0, images, shard)):
             with home.create(f"{number:05d}.tar") as file, ShardWriter(file) as writer:
@@ -243,12 +243,17 @@ def draw(folder: Path, images: int, shard: int) -> Path:
                     caption = " ".join(rng.choice(WORDS, rng.integers(3, 31)))
                     key = f"{number:05d}{i:04d}"
                     about = json.dumps({"key": key, "caption": caption}).encode()
-                    if len(pictures) < DISTINCT:
-                        pictures.append(picture(rng))
-                    jpg = pictures[(first + i) % DISTINCT]
+                    jpg = drawn((first + i) % DISTINCT)
                     writer.add(key, {"jpg": jpg, "json": about, "txt": caption.encode()})
         folder.with_suffix(".part").rename(folder)
     return folder
+
+
+def drawn(number: int) -> bytes:
+    """A picture of our series, drawn once for all sets of a run."""
+    while len(_drawn) <= number:
+        _drawn.append(picture(_series))
+    return _drawn[number]
 
 
 def picture(rng: np.random.Generator) -> bytes:
