@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from laionkit.core.errors import LaionkitError, StageFailed, is_disk_full
-
-if TYPE_CHECKING:
-    from laionkit.core.runner import OpenWorker, Site
+from laionkit.core.work import OpenWorker, Site
 
 
 @dataclass
@@ -33,7 +31,7 @@ class Child:
     said_bye: bool = False
 
     @classmethod
-    def start(cls, context: Any, open_worker: "OpenWorker", site: "Site") -> "Child":
+    def start(cls, context: Any, open_worker: OpenWorker, site: Site) -> "Child":
         """Start a process; `context` is multiprocessing's."""
         ours, theirs = context.Pipe()
         process = context.Process(target=_main, args=(theirs, open_worker, site), daemon=True)
@@ -55,7 +53,7 @@ class Child:
             self.process.kill()
 
 
-def _main(pipe: Connection, open_worker: "OpenWorker", site: "Site") -> None:
+def _main(pipe: Connection, open_worker: OpenWorker, site: Site) -> None:
     """Run one worker in a child process, talking to the parent over `pipe`. Never returns."""
     gc.freeze()  # what is loaded stays: the collector need not look at it again and again
     lock = threading.Lock()

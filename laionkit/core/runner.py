@@ -2,9 +2,6 @@
 
 Workers in processes, several shards in flight in each, commit records, resume, retry of a shard
 whose worker died, and counts that sum.
-
-A stage hands over a worker: opened once per process with what is costly, then fed shards through
-an iterator, from which it may take several before it yields the first outcome.
 """
 
 import logging
@@ -13,11 +10,10 @@ import time
 import traceback
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -36,62 +32,15 @@ from laionkit.core.progress import (
     StageStarted,
 )
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
+from laionkit.core.work import OpenWorker as OpenWorker
+from laionkit.core.work import Outcome as Outcome
+from laionkit.core.work import Site as Site
+from laionkit.core.work import Task as Task
+from laionkit.core.work import Worker as Worker
 
 C = TypeVar("C", bound=StageConfig)
 
 ATTEMPTS_PER_SHARD = 2
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard to do: its name, the content of what it is made of, its samples where known."""
-
-    shard: str
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    samples: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a worker made of one shard; its files are in place when this is yielded.
-
-    `also` holds files that the same pass made for other stages (scores made while embedding), as
-    stage → (files, counts); their records name this shard's content as their input.
-    """
-
-    shard: str
-    counts: Counts
-    files: Mapping[str, Written]
-    seconds: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    also: Mapping[str, tuple[Mapping[str, Written], Counts]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a worker runs: which of how many processes, on which part of how many machines."""
-
-    worker: int = 0
-    workers: int = 1
-    part: int = 1
-    parts: int = 1
-    device: str = "auto"
-    report: Callable[[Event], None] = lambda event: None
-
-    @property
-    def share(self) -> int:
-        """Over how many processes, on all machines, a limit per host is divided."""
-        return self.workers * self.parts
-
-
-class Worker(Protocol):
-    """Does shards. Opened once per process; `process` may keep several shards in flight."""
-
-    def process(self, shards: Iterator[str]) -> Iterator[Outcome]:
-        """Take shards, yield an outcome for each, in any order. One thread consumes `shards`."""
-
-
-OpenWorker = Callable[[Site], AbstractContextManager[Worker]]
 
 
 class StageReport(BaseModel):
