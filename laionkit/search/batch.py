@@ -10,9 +10,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
+from laionkit.search.blend import blend, keys_of
+from laionkit.search.queries import Limits, check_vector
 from laionkit.search.searcher import Searcher
 
 _TEXT_COLUMNS = ("text", "query", "caption")
+_TEXTS = 64  # embedded at a time
+_GROUP_ROWS = 65_536
+_WISHES: dict[str, Any] = {"like": None, "plus": (), "minus": (), "boost": ()}
 
 
 def read_queries(path: str) -> list[dict[str, Any]]:
@@ -72,7 +77,7 @@ def search_many(
     count, writer = 0, None
     partial = Path(out).with_name(f".{Path(out).name}.tmp")
     try:
-        for table in _tables(searcher, queries, settings):
+        for table in _joined(_tables(searcher, queries, settings)):
             writer = writer or pq.ParquetWriter(partial, table.schema, compression="zstd")
             writer.write_table(table.cast(writer.schema))
             count += table.num_rows
@@ -84,12 +89,30 @@ def search_many(
     return count
 
 
+def _joined(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in row groups that are worth reading."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(one.num_rows for one in waiting) >= _GROUP_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
 def _tables(
     searcher: Searcher, queries: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> Iterator[pa.Table]:
-    for number, query in enumerate(queries):
+    """The hits of each query. What all queries wish for is looked up once, pictures by URL too."""
+    rest = dict(settings)
+    like, plus, minus, boost = (rest.pop(n, d) for n, d in _WISHES.items())
+    wanted = Limits(**rest)
+    shared, leave_out = searcher.wished(like, plus, minus, boost), keys_of(like, plus, minus)
+    for number, (query, vector) in enumerate(_vectors(searcher, queries)):
         try:
-            hits = searcher.find(**query, **settings).table
+            asked = blend([(1.0, check_vector(vector, searcher.dim)), *shared])
+            hits = searcher.find_near(asked, wanted, leave_out).table
         except InputError as error:
             raise InputError(f"query {number} of {len(queries)} (from 0): {error}") from error
         texts = pa.array([query.get("text")] * hits.num_rows, pa.string())
@@ -99,6 +122,19 @@ def _tables(
         for name in hits.column_names:
             columns[name] = _nulls_for_nan(hits[name])
         yield pa.table(columns)
+
+
+def _vectors(
+    searcher: Searcher, queries: list[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each query with its vector; texts are embedded some at a time."""
+    for start in range(0, len(queries), _TEXTS):
+        some = queries[start : start + _TEXTS]
+        if "vector" in some[0]:
+            yield from ((query, query["vector"]) for query in some)
+        else:
+            texts = [query["text"] for query in some]
+            yield from zip(some, searcher.vectors_of_texts(texts), strict=True)
 
 
 def _nulls_for_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:

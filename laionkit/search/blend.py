@@ -8,7 +8,7 @@ blended in exactly, without reading a single score.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ _NAMED = ("image", "key", "vector")
 
 Weighted = tuple[float, NDArray[np.float32]]
 Kind = Literal["text", "image", "key", "vector"]
+Wishes = TypeVar("Wishes")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,18 @@ def _weight_of(wish: str) -> tuple[float, str]:
         return 1.0, wish
 
 
+def listed(wishes: Wishes | str) -> Wishes | tuple[str]:
+    """One wish that stands alone, as a list of it."""
+    return (wishes,) if isinstance(wishes, str) else wishes
+
+
+def keys_of(like: str | None, plus: Sequence[str], minus: Sequence[str]) -> list[str]:
+    """The keys that somebody asks with."""
+    wishes = map(parse_wish, (*listed(plus), *listed(minus)))
+    asked = [wish.value for wish in wishes if wish.kind == "key"]
+    return asked if like is None else [like, *asked]
+
+
 def parse_boost(wish: str) -> tuple[str, float]:
     """Split ``aesthetic_v2=0.3`` into column and weight. Raises ConfigError for another form."""
     column, _, weight = wish.rpartition("=")
@@ -77,7 +90,14 @@ def parse_boost(wish: str) -> tuple[str, float]:
 
 
 def blend(parts: Sequence[Weighted]) -> NDArray[np.float32]:
-    """The unit vector of a weighted sum. Raises InputError where the parts cancel out."""
+    """The unit vector of a weighted sum.
+
+    Raises ConfigError where there is no part, InputError where they cancel out.
+    """
+    if not parts:
+        raise ConfigError("say what to look for: a text, an image, a vector, like or plus")
+    if len(parts) == 1 and parts[0][0] > 0:
+        return parts[0][1]
     total = np.sum([np.float32(weight) * vector for weight, vector in parts], axis=0)
     length = float(np.linalg.norm(total))
     if not length >= _LEAST:

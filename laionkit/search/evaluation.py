@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from laionkit.search import bits
-from laionkit.search.build import code_bytes
 from laionkit.search.keep import Keep, prepare
 from laionkit.search.reach import SELECTIVITIES
 from laionkit.search.searcher import Searcher
-from laionkit.search.segment import Segment
 from laionkit.search.source import HALVES, JUDGE
 from laionkit.search.tuning import CORRELATIONS, simulated_filters
 
@@ -225,30 +223,3 @@ def _cell(kind: str, selectivity: float, correlation: float, found: Sequence[_Fo
         exact=round(float(np.mean([one.exact for one in found])), 4),
         milliseconds=round(float(np.median([one.milliseconds for one in found])), 3),
     )
-
-
-def explain(searcher: Searcher) -> dict[str, object]:
-    """What an index is and why: its segments, bytes, what a probe goes by."""
-    segments = []
-    for segment in searcher.segments:
-        info = segment.info
-        vectors = 2 * searcher.dim * info.rows
-        choice = {
-            "segment": info.name,
-            "rows": info.rows,
-            "dead": info.dead,
-            "kind": _lists_kind(info.code_bits) if info.lists else "exact scan",
-            "lists": info.lists,
-            "vector_bytes": vectors,
-            "code_bytes": info.lists and code_bytes(info.rows, searcher.dim, info.code_bits),
-        }
-        if isinstance(segment, Segment) and info.lists:
-            choice["learnt_from"] = info.reach.learnt_from
-            at = (f"{100 * s:g} %" for s in info.reach.selectivities)
-            choice["share_of_matches_scored"] = dict(zip(at, info.reach.scored, strict=True))
-        segments.append(choice)
-    return {"rows": searcher.count, "dimension": searcher.dim, "segments": segments}
-
-
-def _lists_kind(code_bits: int) -> str:
-    return f"lists, {code_bits}-bit codes, re-ranked as float16"

@@ -15,6 +15,8 @@ from laionkit.search.build import Shape, code_bytes, default_lists
 from laionkit.search.layout import ROWS, Pointer, segment_file
 from laionkit.search.planner import probe_ms, scan_ms
 from laionkit.search.reach import K, Reach
+from laionkit.search.searcher import Searcher
+from laionkit.search.segment import Segment
 
 _EXACT = (1.0, "is exact")
 _ROW_BYTES = 120  # key, caption, url, shard and row of LAION's rows, on average
@@ -104,3 +106,30 @@ def row_bytes(folder: Folder, pointer: Pointer | None, rows: int) -> int:
 def read_measured(folder: Folder) -> tuple[dict[str, Any], ...]:
     """The cells of an index's last evaluation; none where it was never evaluated."""
     return tuple(folder.read_json(MEASURED)["cells"]) if folder.exists(MEASURED) else ()
+
+
+def describe_index(searcher: Searcher) -> dict[str, object]:
+    """What an open index is: its segments, their bytes, what a probe goes by."""
+    segments = []
+    for segment in searcher.segments:
+        info = segment.info
+        vectors = 2 * searcher.dim * info.rows
+        choice = {
+            "segment": info.name,
+            "rows": info.rows,
+            "dead": info.dead,
+            "kind": _lists_kind(info.code_bits) if info.lists else "exact scan",
+            "lists": info.lists,
+            "vector_bytes": vectors,
+            "code_bytes": info.lists and code_bytes(info.rows, searcher.dim, info.code_bits),
+        }
+        if isinstance(segment, Segment) and info.lists:
+            choice["learnt_from"] = info.reach.learnt_from
+            at = (f"{100 * s:g} %" for s in info.reach.selectivities)
+            choice["share_of_matches_scored"] = dict(zip(at, info.reach.scored, strict=True))
+        segments.append(choice)
+    return {"rows": searcher.count, "dimension": searcher.dim, "segments": segments}
+
+
+def _lists_kind(code_bits: int) -> str:
+    return f"lists, {code_bits}-bit codes, re-ranked as float16"

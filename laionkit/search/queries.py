@@ -2,8 +2,9 @@
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,32 +12,53 @@ from numpy.typing import ArrayLike, NDArray
 from laionkit.core.errors import ConfigError, InputError
 
 Image = str | Path | bytes | NDArray[np.uint8]
-Wishes = TypeVar("Wishes")
 
+LATENCY_MS = 50.0  # what feels immediate, with a page to draw after it
 MAX_K = 100_000
 MAX_DEDUP = 20_000  # two seconds of one core: each hit is compared with all before it
+_PAGES = 10  # pages that one search serves
 
 
-def check_depth(
-    k: int, page: int | None, dedup: float | None, threshold: float | None, latency_ms: float
-) -> tuple[int, int]:
-    """How many hits, and the place of the first of them, 0 the best.
+@dataclass(frozen=True)
+class Limits:
+    """How many hits, which of them, and how hard to look; see `Searcher.search`.
 
     Raises ConfigError for what is out of bounds.
     """
-    k, number = _whole("k", k), 1 if page is None else _whole("page", page)
-    if not 1 <= k <= MAX_K:
-        raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
-    if not 1 <= number <= MAX_K // k:
-        raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
-    for name, cosine in (("dedup", dedup), ("threshold", threshold)):
-        if cosine is not None and not -1 <= cosine <= 1:
-            raise ConfigError(f"{name}={cosine}: a cosine, from -1 to 1, such as 0.95")
-    if not latency_ms > 0:
-        raise ConfigError(f"latency_ms={latency_ms}: a time above 0, such as 50")
-    if dedup is not None and k * number > MAX_DEDUP:
-        raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {k * number}")
-    return k, k * (number - 1)
+
+    k: int = 10
+    page: int | None = None
+    where: str | None = None
+    threshold: float | None = None
+    dedup: float | None = None
+    exact: bool = False
+    latency_ms: float = LATENCY_MS
+
+    def __post_init__(self) -> None:
+        """Check them."""
+        k, page = _whole("k", self.k), 1 if self.page is None else _whole("page", self.page)
+        object.__setattr__(self, "k", k)
+        if not 1 <= k <= MAX_K:
+            raise ConfigError(f"k={k}: ask for 1 to {MAX_K} hits")
+        if not 1 <= page <= MAX_K // k:
+            raise ConfigError(f"page={page}: pages of {k} hits go from 1 to {MAX_K // k}")
+        for name, cosine in (("dedup", self.dedup), ("threshold", self.threshold)):
+            if cosine is not None and not -1 <= cosine <= 1:
+                raise ConfigError(f"{name}={cosine}: a cosine, from -1 to 1, such as 0.95")
+        if not self.latency_ms > 0:
+            raise ConfigError(f"latency_ms={self.latency_ms}: a time above 0, such as 50")
+        if self.dedup is not None and k * page > MAX_DEDUP:
+            raise ConfigError(f"dedup goes {MAX_DEDUP} hits deep; asked for {k * page}")
+
+    @property
+    def first(self) -> int:
+        """The place of the first hit, 0 the best."""
+        return 0 if self.page is None else self.k * (operator.index(self.page) - 1)
+
+    @property
+    def depth(self) -> int:
+        """How many hits are ranked at once: pages come of one ranking, or they might repeat."""
+        return self.k if self.page is None else min(_PAGES * self.k, MAX_K)
 
 
 def _whole(name: str, value: int) -> int:
@@ -44,11 +66,6 @@ def _whole(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ConfigError(f"{name}={value!r}: a whole number") from error
-
-
-def listed(wishes: Wishes | str) -> Wishes | tuple[str]:
-    """One wish that stands alone, as a list of it."""
-    return (wishes,) if isinstance(wishes, str) else wishes
 
 
 def check_vector(vector: ArrayLike, dim: int) -> NDArray[np.float32]:
@@ -101,11 +118,11 @@ class Encoder:
         self.facts, self.device, self.allow_private = facts, device, allow_private
         self._model: Any = None
 
-    def text(self, text: str) -> NDArray[np.float32]:
-        """The unit vector of a text."""
-        if not text.strip():
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The unit vectors [N, D] of texts."""
+        if not all(text.strip() for text in texts):
             raise ConfigError("the query text is empty: say what to look for")
-        return np.asarray(self._loaded().encode_texts([text])[0], np.float32)
+        return np.asarray(self._loaded().encode_texts(texts), np.float32)
 
     def image(self, image: Image) -> NDArray[np.float32]:
         """The unit vector of a picture: a path, a URL, a file's bytes, or RGB pixels."""

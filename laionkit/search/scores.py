@@ -99,7 +99,7 @@ class Scores:
             else:
                 parts.append(pa.nulls(len(here)))
         kinds = [part.type for part in parts if not pa.types.is_null(part.type)]
-        kind = kinds[0] if kinds else pa.float32()
+        kind = kinds[0] if kinds else self._kind(column)
         values = pa.chunked_array([part.cast(kind) for part in parts], kind)
         back = np.empty(len(keys), np.int64)
         back[np.concatenate([*places, np.empty(0, np.int64)]).astype(np.int64)] = np.arange(
@@ -109,6 +109,11 @@ class Scores:
         if not pa.types.is_floating(kind):
             return values
         return pc.coalesce(values, as_arrow(np.full(len(keys), np.nan, np.float32)).cast(kind))
+
+    def _kind(self, column: str) -> pa.DataType:
+        """The type of a column of which no row that is asked for was scored."""
+        paths = self.columns[column].paths
+        return self._file(next(iter(paths.values())))["value"].type if paths else pa.float32()
 
     def _read(self, path: str) -> pa.Table:
         return self.dataset.read_table(path, ["key", "value"])

@@ -13,11 +13,20 @@ import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from laionkit.backends.knn import Neighbours, merge
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
 from laionkit.search import bits
 from laionkit.search.arrow import as_arrow
-from laionkit.search.blend import Kind, Weighted, blend, boosts_of, head_direction, parse_wish
+from laionkit.search.blend import (
+    Kind,
+    Weighted,
+    blend,
+    boosts_of,
+    head_direction,
+    keys_of,
+    listed,
+    parse_wish,
+)
 from laionkit.search.copies import Copies
 from laionkit.search.duplicates import first_of_groups
 from laionkit.search.execute import search_segment
@@ -27,12 +36,12 @@ from laionkit.search.keep import Keep
 from laionkit.search.opening import open_index
 from laionkit.search.planner import Found, Plan
 from laionkit.search.queries import (
+    LATENCY_MS,
     MAX_K,
     Encoder,
     Image,
-    check_depth,
+    Limits,
     check_vector,
-    listed,
     read_vector,
 )
 from laionkit.search.scores import Scores
@@ -40,8 +49,6 @@ from laionkit.search.scores import Scores
 if TYPE_CHECKING:
     from laionkit.search.hits import Hits
 
-LATENCY_MS = 50.0  # what feels immediate, with a page to draw after it
-_PAGES = 10  # pages that one search serves: they come of one ranking
 _DEEPER = 4  # by which a search deepens where too few hits were left of it
 
 
@@ -126,36 +133,37 @@ class Searcher:
         plus: Sequence[str] = (),
         minus: Sequence[str] = (),
         boost: Mapping[str, float] | Sequence[str] = (),
-        k: int = 10,
-        page: int | None = None,
-        where: str | None = None,
-        threshold: float | None = None,
-        dedup: float | None = None,
-        exact: bool = False,
-        latency_ms: float = LATENCY_MS,
+        **limits: Any,
     ) -> Found:
         """The same as `search`, as an Arrow table: for what should start without pandas."""
-        k, first = check_depth(k, page, dedup, threshold, latency_ms)
-        plus, minus, boost = listed(plus), listed(minus), listed(boost)
-        clock = _Clock()
+        wanted, clock = Limits(**limits), _Clock()
         query = self.query_vector(
             text, image=image, vector=vector, like=like, plus=plus, minus=minus, boost=boost
         )
         clock.lap("encode")
-        wishes = map(parse_wish, (*plus, *minus))
-        asked = [wish.value for wish in wishes if wish.kind == "key"]
-        keeps = self._keeps(where, asked if like is None else [like, *asked])
+        return self.find_near(query, wanted, keys_of(like, plus, minus), clock)
+
+    def find_near(
+        self,
+        query_D: NDArray[np.float32],
+        wanted: Limits,
+        leave_out: Sequence[str] = (),
+        clock: "_Clock | None" = None,
+    ) -> Found:
+        """What `find` finds near a unit vector; rows of the keys to `leave_out` are no hits."""
+        clock = clock or _Clock()
+        keeps = self._keeps(wanted.where, leave_out)
         clock.lap("filter")
-        depth = k if page is None else min(_PAGES * k, MAX_K)
-        found, plan = self._ranked(query, first + k, depth, keeps, dedup, exact, latency_ms)
+        found, plan = self._ranked(query_D, wanted, keeps)
+        first, k = wanted.first, wanted.k
         found = Neighbours(found.scores[first : first + k], found.rows[first : first + k])
         clock.lap("search")
-        if threshold is not None:
-            good = found.scores >= threshold
+        if wanted.threshold is not None:
+            good = found.scores >= wanted.threshold
             found = Neighbours(found.scores[good], found.rows[good])
         table = self.describe(found)
         clock.lap("describe")
-        return Found(table, replace(plan, where=where, milliseconds=clock.laps))
+        return Found(table, replace(plan, where=wanted.where, milliseconds=clock.laps))
 
     def nearest(
         self,
@@ -199,34 +207,45 @@ class Searcher:
         boost: Mapping[str, float] | Sequence[str] = (),
     ) -> NDArray[np.float32]:
         """The unit vector that a query is searched with, see `search`."""
-        asked: list[tuple[Kind, Any]] = [
-            ("text", text), ("image", image), ("vector", vector), ("key", like)
-        ]  # fmt: skip
-        parts: list[Weighted] = [
-            (1.0, self._vector(kind, value)) for kind, value in asked if value is not None
-        ]
-        for sign, wishes in ((1, plus), (-1, minus)):
+        asked: list[tuple[Kind, Any]] = [("text", text), ("image", image), ("vector", vector)]
+        parts = [(1.0, self._vector(kind, value)) for kind, value in asked if value is not None]
+        return blend([*parts, *self.wished(like, plus, minus, boost)])
+
+    def wished(
+        self,
+        like: str | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        boost: Mapping[str, float] | Sequence[str] = (),
+    ) -> list[Weighted]:
+        """What is wished for beside a text, an image or a vector, with its weight, see `search`."""
+        parts = [] if like is None else [(1.0, self.vector_of(like))]
+        for sign, wishes in ((1, listed(plus)), (-1, listed(minus))):
             parts += [
                 (sign * wish.weight, self._vector(wish.kind, wish.value))
                 for wish in map(parse_wish, wishes)
             ]
-        for column, weight in boosts_of(boost).items():
+        for column, weight in boosts_of(listed(boost)).items():
             direction = head_direction(self.dataset, column, self.facts.get("backbone"))
             parts.append((weight, check_vector(direction, self.dim)))
-        if not parts:
-            raise ConfigError("say what to look for: a text, an image, a vector, like or plus")
-        return parts[0][1] if len(parts) == 1 and parts[0][0] > 0 else blend(parts)
+        return parts
+
+    def vectors_of_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The unit vectors of several texts, embedded at once."""
+        vectors = self._encoder.texts(texts)
+        return np.array([check_vector(vector, self.dim) for vector in vectors])
 
     def _vector(self, kind: Kind, value: Any) -> NDArray[np.float32]:
         """The unit vector of one part of a query."""
         if kind == "key":
             return self.vector_of(value)
-        if kind == "vector":
-            return check_vector(
-                read_vector(value) if isinstance(value, str | Path) else value, self.dim
-            )
-        part = self._encoder.text(value) if kind == "text" else self._encoder.image(value)
-        return check_vector(part, self.dim)
+        if kind == "text":
+            return check_vector(self._encoder.texts([value])[0], self.dim)
+        if kind == "image":
+            return check_vector(self._encoder.image(value), self.dim)
+        return check_vector(
+            read_vector(value) if isinstance(value, str | Path) else value, self.dim
+        )
 
     def vector_of(self, key: str) -> NDArray[np.float32]:
         """The unit vector of a key's row. Raises InputError where there is none."""
@@ -246,33 +265,29 @@ class Searcher:
         return out
 
     def _ranked(
-        self,
-        query_D: NDArray[np.float32],
-        wanted: int,
-        depth: int,
-        keeps: Sequence[Keep | None],
-        limit: float | None,
-        exact: bool,
-        latency_ms: float,
+        self, query_D: NDArray[np.float32], wanted: Limits, keeps: Sequence[Keep | None]
     ) -> tuple[Neighbours, Plan]:
-        """The nearest `wanted` rows, of which no two are nearer than `limit`.
+        """The nearest rows up to the last one wanted, of which no two are too near each other.
 
-        It is searched `depth` deep, and deeper until there are as many. What was ranked keeps its
-        place, so that whoever begins with the same depth reads on in the same ranking.
+        It is searched deeper until there are as many. What was ranked keeps its place, so that
+        whoever begins with the same depth reads on in the same ranking.
         """
+        last, depth = wanted.first + wanted.k, wanted.depth
         ranking = merge([], 0)
         while True:
-            found, plan = self.nearest(query_D, depth, keeps, exact=exact, latency_ms=latency_ms)
+            found, plan = self.nearest(
+                query_D, depth, keeps, exact=wanted.exact, latency_ms=wanted.latency_ms
+            )
             fresh = ~np.isin(found.rows, ranking.rows)
             ranking = Neighbours(
                 np.concatenate([ranking.scores, found.scores[fresh]]),
                 np.concatenate([ranking.rows, found.rows[fresh]]),
             )
             kept = ranking
-            if limit is not None:
-                first = first_of_groups(self.vectors_of(ranking.rows), limit, wanted)
+            if wanted.dedup is not None:
+                first = first_of_groups(self.vectors_of(ranking.rows), wanted.dedup, last)
                 kept = Neighbours(ranking.scores[first], ranking.rows[first])
-            if len(kept.rows) >= wanted or depth >= min(MAX_K, plan.matches):
+            if len(kept.rows) >= last or depth >= min(MAX_K, plan.matches):
                 return kept, plan
             depth = min(MAX_K, _DEEPER * depth)
 

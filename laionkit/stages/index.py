@@ -107,8 +107,13 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
 
     Where the index is there, its segments and its measured recall are told too.
     """
-    from laionkit.search.evaluation import explain
-    from laionkit.search.explain import Explanation, explain_options, read_measured, row_bytes
+    from laionkit.search.explain import (
+        Explanation,
+        describe_index,
+        explain_options,
+        read_measured,
+        row_bytes,
+    )
     from laionkit.search.layout import index_folder, read_pointer
     from laionkit.search.reach import Reach
     from laionkit.search.searcher import Searcher
@@ -121,7 +126,7 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
     pointer = read_pointer(place)
     shape, measured = _shape(config, rows, dim), read_measured(place)
     reach = pointer.segments[0].reach if pointer else Reach()
-    built: Any = explain(Searcher(dataset, model))["segments"] if pointer else ()
+    built: Any = describe_index(Searcher(dataset, model))["segments"] if pointer else ()
     return Explanation(
         model=model,
         rows=rows,
@@ -233,11 +238,11 @@ def _report(
     segments = writer.segments()
     pending = sum(info.rows - info.dead for info in segments[1:])
     notes = [f"{pending:,} rows are new since image.index was written"] if pending else []
-    from laionkit.search.evaluation import explain
+    from laionkit.search.explain import describe_index
     from laionkit.search.searcher import Searcher
 
     model = records.stage.partition("/")[2]
-    explained = explain(Searcher(records.dataset.url, model))
+    explained = describe_index(Searcher(records.dataset.url, model))
     return StageReport(
         stage=records.stage,
         dataset=records.dataset.url,

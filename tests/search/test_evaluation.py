@@ -156,6 +156,18 @@ def test_many_queries_are_answered_into_one_parquet(dataset, tmp_path):
     assert table["query"].to_pylist() == [n for n in range(5) for _ in range(7)]
     one = Searcher(dataset).search(vector=queries(5)[3], k=7, where=config.where)
     assert table["key"].to_pylist()[21:28] == one.key.tolist()
+    assert pq.ParquetFile(out).num_row_groups == 1
+
+
+def test_what_many_queries_wish_for_is_blended_into_each(dataset, tmp_path):
+    np.save(tmp_path / "queries.npy", queries(3))
+    wishes = {"like": "000000007", "plus": ("0.5:key=000000070",), "minus": ("key=000000200",)}
+    out = str(tmp_path / "hits.parquet")
+    query_file(str(dataset), str(tmp_path / "queries.npy"), out, QueryConfig(k=5, **wishes))
+    found = pq.read_table(out)["key"].to_pylist()
+    one = Searcher(dataset).search(vector=queries(3)[2], k=5, **wishes)
+    assert found[10:] == one.key.tolist()
+    assert not {"000000007", "000000070", "000000200"} & set(found)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def test_a_picture_finds_itself(searcher, samples, tmp_path):
         assert (hits.caption[0], hits.url[0]) == (caption, f"http://x/{key}")
 
 
-def test_a_picture_behind_a_url_is_fetched_as_guarded_as_links_are(dataset, searcher, samples):
+def test_a_picture_behind_a_url_is_fetched_as_guarded_as_links_are(
+    dataset, searcher, samples, tmp_path
+):
     key, data, _ = samples[11]
     with FaultServer({"11.jpg": data}) as server:
         url = f"{server.url}/img/11.jpg"
@@ -70,6 +72,12 @@ def test_a_picture_behind_a_url_is_fetched_as_guarded_as_links_are(dataset, sear
         assert answer(near, wish).key[0] == key
         away = QueryConfig(k=16, minus=(f"image={url}",))
         assert answer(near, away).key.iloc[-1] == key
+        server.requests.clear()
+        (tmp_path / "texts.txt").write_text("a\nb\nc\n")
+        many = QueryConfig(k=1, plus=(f"9:image={url}",), allow_private=True)
+        out = str(tmp_path / "hits.parquet")
+        assert query_file(dataset, f"{tmp_path}/texts.txt", out, many, runner=CPU) == 3
+        assert server.requests.total() == 1
         for path, reason in (
             ("/missing", "http_not_found"),
             ("/html", "no usable picture"),
