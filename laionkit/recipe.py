@@ -118,7 +118,7 @@ def find_recipe(recipe: str) -> Path:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | str,
     dataset: str,
     *,
     sources: Sequence[str] = (),
@@ -127,9 +127,12 @@ def run(
 ) -> list[StageReport]:
     """Take `dataset` through every step of `recipe`; finished work is found done, not redone.
 
+    `recipe` is a loaded one, or the path or name of one (see `load_recipe` for overrides).
     `sources` are what ``metadata`` reads, whatever the recipe names. `on_report` is called after
     each stage. A `fresh` runner starts those stages over that were made with another config.
     """
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe, dataset)
     steps = [_with_sources(step, sources) for step in recipe.steps]
     runner = runner or Runner()
     _check_part(recipe, runner)

@@ -237,12 +237,6 @@ def _system_error(error: OSError) -> str:
 
 
 def _one_line(error: CycloptsError) -> str:
-    from pydantic import ValidationError  # here: it would cost every --help 0.15 s
-
-    from laionkit.core.config import first_problem
-
-    if isinstance(error.__cause__, ValidationError):
-        return first_problem(error.__cause__)
     if isinstance(error, UnusedCliTokensError):
         return f"{shlex.join(error.unused_tokens or ())}: more than this command takes"
     return " ".join(str(error).split())

@@ -10,7 +10,7 @@ kind of setting, *how* a stage runs (workers, device), belongs to the Runner.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -57,6 +57,13 @@ class StageConfig(BaseModel):
 
     format_version: ClassVar[int] = 1
 
+    def __init__(self, **values: Any) -> None:
+        """Check `values`. Raises ConfigError, in one line, for the first that does not fit."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_first_problem(error, type(self).model_fields)) from error
+
     @classmethod
     def effort_fields(cls) -> frozenset[str]:
         """Names of the fields that are recorded but never compared."""
@@ -76,20 +83,16 @@ class StageConfig(BaseModel):
 
     @classmethod
     def build(cls, values: Mapping[str, Any], where: str) -> Self:
-        """Validate `values`; a pydantic error becomes our one line, naming `where` it stood.
+        """Validate `values`; an error names `where` they stood.
 
         A field that Python makes end in ``_`` (``as_``) is also known without it.
         """
         values = {f"{k}_" if f"{k}_" in cls.model_fields else k: v for k, v in values.items()}
         values = {cls._field(key): value for key, value in values.items()}
-        for key in values:
-            if key not in cls.model_fields:
-                hint = did_you_mean(key, cls.model_fields)
-                raise ConfigError(f"{where}: no setting is called {key!r}{hint}")
         try:
             return cls(**values)
-        except ValidationError as error:
-            raise ConfigError(f"{where}: {first_problem(error)}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
     @classmethod
     def _field(cls, key: str) -> str:
@@ -98,10 +101,12 @@ class StageConfig(BaseModel):
         return next(named, key)
 
 
-def first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, fields: Collection[str]) -> str:
     """Turn pydantic's many lines into one: the first field, what is wrong, the value seen."""
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"no setting is called {field!r}{did_you_mean(field, fields)}"
     said = problem["msg"].removeprefix("Value error, ")
     return f"{field}={problem['input']!r}: {said}" if field else said
 

@@ -197,3 +197,15 @@ def test_a_part_of_what_is_one_piece_of_work_is_refused():
 def test_an_unknown_setting_gets_a_suggestion():
     with pytest.raises(ConfigError, match="did you mean retries"):
         CopyConfig.build({"retrys": 3}, "recipe.yaml: copy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retrys": 3}, r"no setting is called 'retrys' \(did you mean retries\?\)$"),
+        ({"retries": "many"}, r"retries='many': Input should be a valid integer, [^\n]*$"),
+    ],
+)
+def test_a_config_made_in_python_says_what_is_wrong_in_one_line(settings, message):
+    with pytest.raises(ConfigError, match="^" + message):
+        CopyConfig(**settings)
