@@ -7,6 +7,7 @@ Paths: ``/img/NAME`` a picture that was given; ``/ok`` a small JPEG; the rest by
 import asyncio
 import gzip
 import threading
+import time
 import zlib
 from collections import Counter
 from types import TracebackType
@@ -30,6 +31,7 @@ class FaultServer:
         self.most_at_once = 0
         self.leaves_at = 0
         self.connections = 0
+        self.times: list[float] = []
         # A network's login: every answer is a page, or a redirect to it where this is an address.
         self.portal = ""
         self._ready = threading.Event()
@@ -87,6 +89,7 @@ class FaultServer:
             while (request := await self._request(reader)) is not None:
                 path, headers = request
                 self.requests[path] += 1
+                self.times.append(time.monotonic())
                 if self.leaves_at and self.requests.total() >= self.leaves_at:
                     self._leave()
                     break

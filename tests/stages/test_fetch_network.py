@@ -14,7 +14,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Event, Note
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site
-from laionkit.stages.fetch import FetchConfig, fetch
+from laionkit.stages.fetch import FetchConfig, fetch, pump
 from laionkit.stages.fetch.worker import FetchWorker, bytes_per_s, pump_limits
 from tests.fault_dns import FaultDns
 from tests.fault_server import FaultServer
@@ -254,6 +254,29 @@ def test_parts_divide_the_limits_and_the_rows(tmp_path, server, dns):
         fetch(dataset, settings(dns), runner=Runner(workers=1, part=(part, 3)))
         assert len(StageRecords(Folder(dataset), "fetch").names()) == {1: 2, 2: 3, 3: 4}[part]
     assert sorted(rows_of(dataset).column("key").to_pylist()) == [f"{i:06d}" for i in range(40)]
+
+
+def test_a_host_is_asked_no_more_than_it_may_be_by_all_processes_together(tmp_path):
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        dataset = make_dataset(tmp_path, [f"{server.url}/slow/0.1/{i}" for i in range(40)], 10)
+        config = FetchConfig(
+            allow_private=True, robots_txt=False, per_host=4, per_host_rate=20, timeout_s=60
+        )
+        report = fetch(dataset, config, runner=Runner(workers=2))
+        assert report.counts.ok == 40
+        assert server.most_at_once <= 4
+        # Two processes that began at the same moment: half the links at half the rate each.
+        assert server.times[-1] - server.times[0] > 0.9 * (20 - 1) / 10
+
+
+def test_a_run_that_waits_says_for_whom(tmp_path, server, dns, monkeypatch):
+    monkeypatch.setattr(pump, "SILENCE_S", 0.3)
+    dataset = make_dataset(tmp_path, many_hosts(server, 5, "/slow/1.5/x"), 10)
+    notes = Notes()
+    report = fetch(dataset, settings(dns), runner=Runner(workers=1, progress=notes))
+    assert report.counts.ok == 5
+    assert "no link was finished for 0.3 s; 5 links wait" in notes.texts[0]
+    assert notes.texts[0].endswith("h0.example, h1.example, h2.example and 2 more")
 
 
 def test_the_bandwidth_asked_for_is_kept_over_all_processes(tmp_path):

@@ -189,6 +189,11 @@ class HostQueue(Generic[T]):
             state.parked, state.not_before = True, now + PARK_S
             state.at_once = 1
 
+    def waited_for(self) -> list[str]:
+        """Hosts of which links wait or are under way, those with most links first."""
+        left = {h: len(s.waiting) + s.active for h, s in self._hosts.items()}
+        return sorted((host for host, n in left.items() if n), key=lambda h: -left[h])
+
     def sample(self, count: int) -> list[T]:
         """Some of the links that wait, each of another host."""
         waiting = [state.waiting for state in self._hosts.values() if state.waiting]

@@ -7,9 +7,8 @@ nothing drains at a shard's border. What may heal is tried again later.
 import asyncio
 import random
 import threading
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from laionkit.backends.http.answers import Answer
@@ -22,6 +21,7 @@ from laionkit.stages.fetch.codec import CodecThreads
 from laionkit.stages.fetch.decoders import Decoders
 from laionkit.stages.fetch.job import FILES, Job, read_file
 from laionkit.stages.fetch.network import NETWORK_REASONS, NetworkWatch
+from laionkit.stages.fetch.news import News
 from laionkit.stages.fetch.shard import ShardUnderWay
 
 # A picture cut short in the server's own file is not worth another try within the run.
@@ -34,6 +34,8 @@ MAX_BACKOFF_S = 60.0
 SLOW_S, SLOW_TIMES = 1.5, 4
 LENT_TIMES = 8
 LOOK_EVERY_S = 0.25
+# After so long without a link finished, the user is told what is waited for.
+SILENCE_S = 30.0
 _GIVEN_UP = {
     Reason.HOST_PARKED: "does not answer",
     Reason.HTTP_RATE_LIMITED: "asks to be left alone for longer than a run waits",
@@ -60,26 +62,6 @@ class PumpLimits:
     network_wait_s: float = 600.0
     decode_timeout_s: float = 30.0
     codec_threads: int = 2
-
-
-@dataclass
-class News:
-    """Links finished since somebody asked: how many well, why the others were lost, and where."""
-
-    ok: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    hosts: Counter[str] = field(default_factory=Counter)
-    bytes_in: int = 0
-
-    def take(self, found: Found, host: str) -> None:
-        """Count a link."""
-        self.bytes_in += found.bytes_in
-        if found.reason is None:
-            self.ok += 1
-            return
-        self.reasons[str(found.reason)] += 1
-        if host != FILES:
-            self.hosts[host] += 1
 
 
 class Pump:
@@ -154,7 +136,7 @@ class Pump:
         self._stop = asyncio.Event()
         self._now = self._loop.time
         self._asking: dict[Job, float] = {}
-        self._usual_s = 0.0
+        self._usual_s, self._heard_at = 0.0, self._now()
         self._hands, self._hands_wanted = 0, self.limits.concurrency
         self.watch = NetworkWatch()
         self.queue: HostQueue[Job] = HostQueue(self.limits.per_host, self.limits.per_host_rate)
@@ -195,11 +177,22 @@ class Pump:
             await asyncio.sleep(LOOK_EVERY_S)
             if not (self.more_will_come or self.queue.queued or self._asking):
                 await self._judge_suspects()
+            self._break_silence()
             late = self._now() - max(SLOW_S, SLOW_TIMES * self._usual_s)
             slow = sum(1 for started in self._asking.values() if started < late)
             self._hands_wanted = most + min(slow, LENT_TIMES * most)
             while self._hands < self._hands_wanted and not self._stop.is_set():
                 self._add_hand(group, crew)
+
+    def _break_silence(self) -> None:
+        if self.watch.is_gone or self._now() - self._heard_at < SILENCE_S:
+            return
+        self._heard_at = self._now()
+        if hosts := self.queue.waited_for():
+            others = f" and {len(hosts) - 3:,} more" if len(hosts) > 3 else ""
+            links = f"{self.queue.queued + len(self._asking):,} links wait"
+            where = f"hosts that are slow, busy or dead: {', '.join(hosts[:3])}{others}"
+            self.note(f"no link was finished for {SILENCE_S:g} s; {links} for {where}")
 
     def _queue_jobs(self, shard: ShardUnderWay, jobs: list[Job]) -> None:
         for job in jobs:
@@ -323,6 +316,7 @@ class Pump:
 
     def _finish(self, job: Job, found: Found) -> None:
         found.asked_s = job.asked_s
+        self._heard_at = self._now()
         with self._lock:
             self._news.take(found, job.home)
         if job.shard.finish_row(job.index, found):

@@ -209,6 +209,14 @@ def test_a_link_is_asked_for_as_it_was_written():
     assert server.as_written >= {*paths[:2], *odd.values()}
 
 
+def test_no_proxy_of_the_environment_stands_in_between(server, monkeypatch):
+    """It would resolve names itself, past every check of addresses."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    (answer,) = ask([f"{server.url}/ok"], allow_private=True)
+    assert answer.reason is None
+
+
 @pytest.mark.parametrize("size", [9_000, 60_000])
 def test_a_long_header_does_not_cost_the_picture(server, size):
     (answer,) = ask([f"{server.url}/longheader/{size}"], allow_private=True)
