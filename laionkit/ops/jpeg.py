@@ -25,6 +25,7 @@ _SCALES = (1, 2, 4)
 # Below so many pixels a side, a scaled size does not tell its scale (see ops/resize.py).
 MIN_SCALED_EDGE = 64
 
+_END = b"\xff\xd9"
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -99,8 +100,11 @@ def decode_fast(
     With `target_wh`, the size as stored that the caller will shrink to, at 1/8, 1/4 or 1/2 where
     that stays OVERSIZE times as large on both sides; sizes are rounded up, and for a picture that
     will be `turned` only a scale that needs no rounding is taken. Raises ValueError on any
-    libjpeg warning.
+    libjpeg warning. A file that lacks nothing but its end marker is whole: where pixels are missing
+    libjpeg warns, marker or not, but for those of a progressive file's later scans.
     """
+    if header.frame < 2 and not data.endswith(_END):
+        data += _END
     size = header.width, header.height
     eighths = 8 if target_wh is None else _scale(size, target_wh, turned)
     image: NDArray[np.uint8] = simplejpeg.decode_jpeg(
