@@ -38,7 +38,8 @@ class MappedRows:
     def __init__(self, path: str) -> None:
         """Map the file. Raises InputError where it is missing or truncated."""
         self._path = path
-        self._checked: set[int] = set()
+        self._checked: set[int] = set()  # batches
+        self._keys_checked = False
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(path))
             self.batches = [
@@ -71,22 +72,27 @@ class MappedRows:
 
     def keys(self) -> pa.ChunkedArray:
         """Every row's key, in order."""
-        for i in range(len(self.batches)):
-            self._check(i, None)
+        if not self._keys_checked:
+            for batch in self.batches:
+                self._validate(batch["key"])
+            self._keys_checked = True
         return pa.chunked_array([batch["key"] for batch in self.batches], pa.string())
 
-    def _check(self, number: int, rows: NDArray[np.int64] | None) -> None:
-        """Raise InputError where some rows, or all, are damaged: Arrow would read anywhere."""
+    def _check(self, number: int, rows: NDArray[np.int64]) -> None:
+        """Raise InputError where some rows of a batch are damaged: Arrow would read anywhere."""
         if number in self._checked:
             return
         batch = self.batches[number]
+        if len(rows) <= _FEW:
+            for row in rows.tolist():
+                self._validate(batch.slice(row, 1))
+        else:
+            self._validate(batch)
+            self._checked.add(number)
+
+    def _validate(self, part: pa.RecordBatch | pa.Array) -> None:
         try:
-            if rows is not None and len(rows) <= _FEW:
-                for row in rows.tolist():
-                    batch.slice(row, 1).validate(full=True)
-            else:
-                batch.validate(full=True)
-                self._checked.add(number)
+            part.validate(full=True)
         except pa.ArrowInvalid as error:
             raise InputError(f"{self._path} is damaged: run laionkit index --fresh") from error
 
