@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from laionkit.core.files import Folder
 from laionkit.core.schemas import MEASURED
 from laionkit.search.build import Shape, code_bytes, default_lists
-from laionkit.search.layout import ROWS, Pointer, segment_file
+from laionkit.search.layout import ROWS, Pointer, SegmentInfo, segment_file
 from laionkit.search.planner import probe_ms, scan_ms
 from laionkit.search.reach import K, Reach
 from laionkit.search.searcher import Searcher
@@ -81,6 +81,13 @@ def explain_options(
             )
         )
     return tuple(options)
+
+
+def is_laid_out_so(info: SegmentInfo, shape: Shape) -> bool:
+    """Whether what was measured of a segment holds of one that is laid out anew."""
+    if not info.lists or not shape.lists:
+        return info.lists == shape.lists
+    return (info.code_bits, info.reach.target) == (shape.code_bits, shape.recall)
 
 
 def _milliseconds(rows: int, dim: int, lists: int, bits: int, reach: Reach) -> float:

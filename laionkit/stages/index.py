@@ -111,6 +111,7 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
         Explanation,
         describe_index,
         explain_options,
+        is_laid_out_so,
         read_measured,
         row_bytes,
     )
@@ -127,12 +128,13 @@ def explain_index(dataset: str, config: IndexConfig = IndexConfig()) -> "Explana
     shape, measured = _shape(config, rows, dim), read_measured(place)
     reach = pointer.segments[0].reach if pointer else Reach()
     built: Any = describe_index(Searcher(dataset, model))["segments"] if pointer else ()
+    like_this = pointer is not None and is_laid_out_so(pointer.segments[0], shape)
     return Explanation(
         model=model,
         rows=rows,
         dim=dim,
         why=_why(config, rows, dim),
-        options=explain_options(rows, dim, shape, reach, measured),
+        options=explain_options(rows, dim, shape, reach, measured if like_this else ()),
         row_bytes=row_bytes(place, pointer, rows),
         segments=tuple(built),
         measured=measured,

@@ -268,6 +268,9 @@ def test_an_explanation_names_the_choice_its_bytes_and_the_others(dataset):
     assert after.options[0].recall == min(cell["recall"] for cell in after.measured)
     assert after.segments[0]["rows"] == 300
     assert "--kind ivf" in after.why
+    for other in ({"codes_mib": 0}, {"recall": 0.97}):  # nothing was measured of those
+        explained = explain_index(str(dataset), IndexConfig(kind="ivf", **other))
+        assert explained.options[0].recall_is == "is what probes are tuned for"
 
 
 def test_codes_that_do_not_fit_the_memory_for_them_are_shorter(dataset):
