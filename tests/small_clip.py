@@ -11,9 +11,9 @@ CONFIG = {
 PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
 
 
-def write_small_clip(folder: Path, seed: int = 0, embed_dim: int = 32) -> Path:
-    """Write the model into `folder`; ``local-dir:FOLDER`` loads it."""
-    model_cfg = {**CONFIG, "embed_dim": embed_dim}
+def write_small_clip(folder: Path, seed: int = 0, embed_dim: int = 32, **more: object) -> Path:
+    """Write the model into `folder`; ``local-dir:FOLDER`` loads it. `more` goes into its config."""
+    model_cfg = {**CONFIG, "embed_dim": embed_dim, **more}
     import open_clip
     import torch
     from safetensors.torch import save_file

@@ -13,6 +13,7 @@ warning only and scores a picture 4.44 instead of 5.05, so that a mismatch is an
 
 import functools
 import hashlib
+import json
 import socket
 import urllib.parse
 import urllib.request
@@ -78,7 +79,7 @@ def parse(text: str) -> Spec:
         raise ConfigError(f"model {text!r} names no weights: give NAME/TAG with {_tags(name)}")
     if tables.is_pretrained_cfg(name, rest):
         spec = Spec(text, name, tag=rest)
-        _check_activation(spec, _right_architecture(name, rest), rest)
+        _check_activation(spec, name, rest)
         return spec
     if Path(rest).is_file():
         return Spec(text, name, path=rest)
@@ -110,20 +111,39 @@ def _right_architecture(architecture: str, tag: str) -> str:
     return right if right in open_clip.list_models() else architecture
 
 
-def _check_activation(spec: Spec, right: str, weights: str) -> None:
-    """Refuse weights on an architecture with the other activation, naming the right one."""
-    is_quick = [
-        bool((open_clip.get_model_config(name) or {}).get("quick_gelu"))
-        for name in (spec.architecture, right)
-    ]
-    if is_quick[0] == is_quick[1]:
+def _check_activation(spec: Spec, architecture: str, tag: str) -> None:
+    """Refuse the weights of a tag on a model with the other activation, naming the right one.
+
+    A name, or a folder with a config of its own; a repository of the hub is taken at its word.
+    """
+    right = _right_architecture(architecture, tag)
+    wanted = _is_quick(open_clip.get_model_config(right))
+    if spec.text.startswith(HUB) or _is_quick(_model_config(spec)) == wanted:
         return
-    activation = "QuickGELU" if is_quick[1] else "plain GELU"
+    activation = "QuickGELU" if wanted else "plain GELU"
+    which, fix = spec.architecture, f"use {right}/{spec.path or tag}"
+    if spec.text.startswith(LOCAL):
+        which = "it"
+        fix = f"say quick_gelu: {str(wanted).lower()} in model_cfg of its open_clip_config.json"
     raise ConfigError(
-        f"model {spec.text!r}: these weights were trained with {activation}, which "
-        f"{spec.architecture} is not built with (its embeddings would be wrong): "
-        f"use {right}/{weights}"
+        f"model {spec.text!r}: these weights were trained with {activation}, which {which} is not "
+        f"built with (its embeddings would be wrong): {fix}"
     )
+
+
+def _is_quick(config: Mapping[str, Any] | None) -> bool:
+    return bool((config or {}).get("quick_gelu"))
+
+
+def _model_config(spec: Spec) -> Mapping[str, Any] | None:
+    if not spec.text.startswith(LOCAL):
+        config: Mapping[str, Any] | None = open_clip.get_model_config(spec.architecture)
+        return config
+    file = Path(spec.text.removeprefix(LOCAL)) / "open_clip_config.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["model_cfg"])
+    except (ValueError, KeyError, TypeError):
+        return None  # what is wrong with it is said where the model is built
 
 
 @functools.cache
@@ -159,8 +179,8 @@ def identify(spec: Spec, sha256: str, declared: str | None) -> tuple[str, str]:
         return found, "computed"
     if declared:
         architecture, tag = _declared_weights(declared)
-        if spec.path and tag:
-            _check_activation(spec, _right_architecture(architecture, tag), spec.path)
+        if tag:
+            _check_activation(spec, architecture, tag)
         return declared, "declared"
     return f"sha256:{sha256}", "computed"
 
@@ -181,8 +201,7 @@ def _found_identity(spec: Spec, sha256: str) -> str | None:
         return identity(spec.architecture, tables._clean_tag(spec.tag))
     if sha256 in known_weights():
         architecture, tag = known_weights()[sha256]
-        if spec.path:
-            _check_activation(spec, _right_architecture(architecture, tag), spec.path)
+        _check_activation(spec, architecture, tag)
         return identity(architecture, tag)
     if spec.text.startswith(HUB):
         repository = spec.text.removeprefix(HUB)

@@ -16,6 +16,7 @@ from laionkit.backends.clip.loading import load
 from laionkit.backends.clip.model import ClipModel
 from laionkit.backends.clip.packed import PackedAttention
 from laionkit.core.errors import ConfigError, InputError
+from tests.small_clip import write_small_clip
 
 CAPTIONS = ["", "a cat", "two dogs on a red sofa", "no " * 100, "Ünïcode — 猫", "x"]
 
@@ -88,8 +89,9 @@ def test_facts_name_the_weights_and_the_preprocessing(model, small_clip):
     assert facts["preprocess"]["std"] == [0.25, 0.25, 0.25]
 
 
-def test_a_declared_backbone_is_recorded_as_declared(small_clip):
-    model = load_model(f"local-dir:{small_clip}", backbone_id="openai/ViT-L-14", device="cpu")
+def test_a_declared_backbone_is_recorded_as_declared(tmp_path):
+    folder = write_small_clip(tmp_path, quick_gelu=True)
+    model = load_model(f"local-dir:{folder}", backbone_id="openai/ViT-L-14", device="cpu")
     assert (model.facts()["backbone"], model.facts()["provenance"]) == (
         "openai/ViT-L-14",
         "declared",

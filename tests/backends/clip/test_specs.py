@@ -1,5 +1,7 @@
 """Model names: what is understood, what is refused and with which words."""
 
+import json
+
 import pytest
 
 from laionkit.backends.clip import specs
@@ -66,6 +68,23 @@ def test_declared_weights_must_meet_their_activation(tmp_path):
     with pytest.raises(ConfigError, match=f"plain GELU.*use ViT-B-32/{weights}"):
         specs.identify(quick, "ab" * 32, "laion2b_s34b_b79k/ViT-B-32")
     assert specs.identify(plain, "ab" * 32, "me/mine") == ("me/mine", "declared")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_folders_config_must_build_what_its_weights_want(quick, tmp_path):
+    config = {"model_cfg": {"embed_dim": 32, "quick_gelu": quick}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    spec = specs.parse(f"local-dir:{tmp_path}")
+    right, wrong = ("openai/ViT-L-14", "laion2b_s32b_b82k/ViT-L-14")[:: 1 if quick else -1]
+    assert specs.identify(spec, "ab" * 32, right) == (right, "declared")
+    with pytest.raises(ConfigError, match=f"say quick_gelu: {str(not quick).lower()} in model_cfg"):
+        specs.identify(spec, "ab" * 32, wrong)
+    l14 = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"
+    if quick:
+        assert specs.identify(spec, l14, None) == ("openai/ViT-L-14", "computed")
+    else:
+        with pytest.raises(ConfigError, match="trained with QuickGELU, which it is not built with"):
+            specs.identify(spec, l14, None)
 
 
 def test_a_hub_repository_of_published_weights_is_the_same_backbone():
