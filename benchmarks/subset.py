@@ -90,17 +90,25 @@ def write_tables(path: Path, rows: int) -> None:
             record(folder, score_stage(column), name, {"scores": file}, count)
 
 
-DRY_RUN = """
-import json, sys, resource, time
+# ru_maxrss would count what the parent held when it forked.
+PEAK = """
+def peak_mib():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM"))
+"""
+DRY_RUN = (
+    PEAK
+    + """
+import json, sys, time
 started = time.monotonic()
 from laionkit.stages.subset import SubsetConfig, subset
 report = subset(sys.argv[1], SubsetConfig(name="best", dry_run=True, where=sys.argv[2]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": round(time.monotonic() - started, 2), "peak_mib": round(peak),
+print(json.dumps({"seconds": round(time.monotonic() - started, 2), "peak_mib": peak_mib(),
     "cpu_s": round(time.process_time(), 2),
     "rows": report.counts.seen, "kept": report.counts.ok,
     "thresholds": len(report.extra["thresholds"])}))
 """
+)
 
 
 def dry_run(work: Path, rows: int, runs: int) -> dict[str, Any]:
@@ -307,8 +315,10 @@ def rate(samples: Any) -> float:
     return count / (time.perf_counter() - started)
 
 
-SEMANTIC = """
-import json, sys, resource, time
+SEMANTIC = (
+    PEAK
+    + """
+import json, sys, time
 import faiss, numpy as np
 from laionkit.backends import near, near_cells
 who, path, rows = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -335,9 +345,9 @@ else:
             faiss.knn(own_ND, own_ND, 16, metric=faiss.METRIC_INNER_PRODUCT)
         seconds += time.perf_counter() - started
         cpu += time.process_time() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_mib": round(peak)}))
+print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_mib": peak_mib()}))
 """
+)
 
 
 def write_vectors(path: Path, count: int) -> None:
