@@ -1,7 +1,7 @@
 """A worker's process, and how it talks to the Runner that started it.
 
 Messages are (kind, payload): ``next`` asks for a shard, ``outcome`` and ``event`` bring news,
-``bye``, ``failed`` and ``stop`` are the last.
+``bye``, ``failed``, ``full`` (the disk) and ``stop`` are the last.
 """
 
 import gc
@@ -79,7 +79,7 @@ def _main(pipe: Connection, open_worker: OpenWorker, site: Site) -> None:
         send("stop", error)
     except Exception as error:  # the shard boundary: the parent retries what was in flight
         if is_disk_full(error):
-            send("stop", disk_full(str(error)))
+            send("full")
         send("failed", (one_line(error), traceback.format_exc()))
     # Nothing is left to do, and ending the interpreter would walk all that it ever loaded.
     sys.stdout.flush()

@@ -303,6 +303,8 @@ class _Run:
             child.said_bye = True
         elif kind == "stop":
             raise payload
+        elif kind == "full":
+            raise disk_full(self.records.dataset.url)
         elif kind == "failed":
             child.said_bye = True
             self.give_back(child.in_flight, *payload)

@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(demo, tmp_path):
         assert laionkit_in(tmp_path, "metadata", pictures, small / "set").returncode == 0
         result = laionkit_in(tmp_path, "fetch", small / "set", "--quiet")
         assert result.returncode == 1
-        assert "no space left" in result.stderr
+        assert f"no space left on the disk of {small / 'set'}. Finished" in result.stderr
         assert "Traceback" not in result.stderr
         shards = small / "set/shards"
         assert not shards.exists() or list(shards.iterdir()) == []
