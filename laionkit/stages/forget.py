@@ -53,8 +53,13 @@ def forget(dataset: str, config: ForgetConfig, *, runner: Runner = Runner()) -> 
     add_forgotten(folder, keys)
     notes = [f"{len(keys) - there:,} of the keys are not in the dataset, or no more"]
     notes = notes if len(keys) > there else []
+    if not len(keys):
+        notes = ["no sample is meant: nothing was taken down"]
     notes += _forget_in_indexes(folder)
-    notes += [f"the subset {name} still holds {n:,} of them" for name, n in _left(folder)]
+    notes += [
+        f"the subset {name} still holds {n:,} of all that were taken down: make it again"
+        for name, n in _left(folder)
+    ]
     return StageReport(
         stage=STAGE,
         dataset=folder.url,
