@@ -1,6 +1,8 @@
 # `make demo` shows the main job, `make test` runs the tests; both set themselves up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two files of tests at a time, in their order: the long ones come early. `make test AT_ONCE=` does one.
+AT_ONCE ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow lint clean
 
@@ -8,7 +10,7 @@ demo: .venv/ready
 	$(BIN)/laionkit demo demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(AT_ONCE)
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow
