@@ -1,10 +1,13 @@
 """What comes of asking a server: bytes, or one reason of the closed list with its detail."""
 
 import errno
+import functools
+import os
 import ssl
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import aiohttp
 
@@ -83,7 +86,8 @@ def retry_after(value: str) -> float:
 def reason_of(error: BaseException) -> tuple[Reason, str]:
     """The reason for what aiohttp raised, and one line of detail.
 
-    Raises StageFailed where this process may open no more files: that is no server's fault.
+    Raises StageFailed for what is no server's fault: this process may open no more files, or the
+    machine knows no certificate authorities.
     """
     detail = " ".join((str(error) or type(error).__name__).split())[:300]
     inner: BaseException | None = error
@@ -97,6 +101,11 @@ def reason_of(error: BaseException) -> tuple[Reason, str]:
             )
         inner = getattr(inner, "os_error", None) or inner.__cause__
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        if "local issuer" in detail and not knows_authorities():
+            raise StageFailed(
+                "this machine knows no certificate authorities, so every https link would fail: "
+                "install them (ca-certificates), or add --no-verify-tls"
+            )
         return Reason.TLS_FAILED, detail
     if isinstance(error, aiohttp.ClientConnectorError):
         return Reason.CONNECT_FAILED, detail
@@ -105,3 +114,14 @@ def reason_of(error: BaseException) -> tuple[Reason, str]:
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | OSError):
         return Reason.CONNECTION_LOST, detail
     return Reason.HTTP_PROTOCOL, detail
+
+
+@functools.cache
+def knows_authorities() -> bool:
+    """Whether OpenSSL finds any authority's certificate where it looks for them."""
+    paths = ssl.get_default_verify_paths()
+    folder = Path(paths.capath or os.devnull)
+    return bool(
+        ssl.create_default_context().cert_store_stats()["x509_ca"]
+        or (folder.is_dir() and any(folder.iterdir()))
+    )

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import socket
+import ssl
 import struct
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,13 @@ import aiohttp
 import pytest
 
 from laionkit.backends.http import robots
-from laionkit.backends.http.answers import Answer, Refused, reason_of, retry_after
+from laionkit.backends.http.answers import (
+    Answer,
+    Refused,
+    knows_authorities,
+    reason_of,
+    retry_after,
+)
 from laionkit.backends.http.client import ClientLimits, HttpClient
 from laionkit.backends.http.dns import DnsClient, read_reply, split_server
 from laionkit.backends.http.resolver import LookupFailed
@@ -258,6 +265,21 @@ def test_no_file_left_to_open_stops_the_run_and_blames_no_server():
         error.__cause__ = full(code)
         with pytest.raises(StageFailed, match="ulimit -n"):
             reason_of(error)
+
+
+def test_a_machine_without_authorities_stops_the_run_and_blames_no_server(tmp_path, monkeypatch):
+    """Small containers lack them; each https link would be recorded as lost for good."""
+    text = "certificate verify failed: unable to get local issuer certificate"
+    error = ssl.SSLCertVerificationError(1, text)
+    assert reason_of(error)[0] == Reason.TLS_FAILED
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    knows_authorities.cache_clear()
+    with pytest.raises(StageFailed, match="install them"):
+        reason_of(error)
+    assert reason_of(ssl.SSLError(1, "wrong version number"))[0] == Reason.TLS_FAILED
+    monkeypatch.undo()
+    knows_authorities.cache_clear()
 
 
 def test_names_that_do_not_resolve_say_whether_they_may_come_back():
