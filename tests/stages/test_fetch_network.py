@@ -279,6 +279,27 @@ def test_a_run_that_waits_says_for_whom(tmp_path, server, dns, monkeypatch):
     assert notes.texts[0].endswith("h0.example, h1.example, h2.example and 2 more")
 
 
+def test_a_site_that_asks_for_patience_is_named_with_what_it_costs(tmp_path, dns, monkeypatch):
+    monkeypatch.setattr(pump, "LONG_S", 0.5)
+    with FaultServer({"a.jpg": picture(1)}, "User-agent: *\nCrawl-delay: 0.2") as server:
+        urls = [f"http://slow.example:{server.port}/ok?{i}" for i in range(8)]
+        dataset = make_dataset(tmp_path, urls, 10)
+        patient = settings(dns, robots_txt=True)
+        notes = Notes()
+        report = fetch(
+            dataset, patient.model_copy(update={"dry_run": True}), runner=Runner(progress=notes)
+        )
+        assert report.extra["bound_by"] == "the crawl delay of slow.example"
+        assert report.extra["hours"] * 3600 == pytest.approx(8 * 0.2, rel=0.2)
+        (text,) = notes.texts
+        assert "slow.example asks for 0.2 s between requests" in text
+        assert "--no-crawl-delay" in text
+        started = time.monotonic()
+        hasty = patient.model_copy(update={"crawl_delay": False})
+        assert fetch(dataset, hasty, runner=Runner(workers=1)).counts.ok == 8
+        assert time.monotonic() - started < report.seconds
+
+
 def test_the_bandwidth_asked_for_is_kept_over_all_processes(tmp_path):
     """1.2 MB at 8 Mbps are 1.2 s; twice the processes take no less."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 340, 3), dtype=np.uint8)

@@ -189,6 +189,15 @@ class HostQueue(Generic[T]):
             state.parked, state.not_before = True, now + PARK_S
             state.at_once = 1
 
+    def gaps(self) -> dict[str, float]:
+        """Hosts that asked for a delay between requests, with its seconds."""
+        return {host: state.gap_s for host, state in self._hosts.items() if state.gap_s}
+
+    def last_start_in_s(self, host: str) -> float:
+        """Seconds until the last of a host's links can start, by its rate alone."""
+        state = self._hosts[host]
+        return len(state.waiting) * max(self.gap_s, state.gap_s)
+
     def waited_for(self) -> list[str]:
         """Hosts of which links wait or are under way, those with most links first."""
         left = {h: len(s.waiting) + s.active for h, s in self._hosts.items()}

@@ -14,7 +14,7 @@ Site = tuple[RobotsRules, str]
 # Sites and rules that are kept; a rule takes 130 bytes, and a robots.txt can hold thousands.
 MAX_SITES, MAX_RULES = 100_000, 500_000
 # A longer Crawl-delay is taken for so many seconds.
-MAX_DELAY_S = 30.0
+MAX_DELAY_S = 10.0
 # A site whose robots.txt could not be had is not asked again so soon, nor for its pictures.
 KEEP_FAILED_S = 30.0
 

@@ -82,7 +82,7 @@ class FetchConfig(StageConfig):
     per_host_rate: Effort[Annotated[float, Field(ge=0)]] = 0.0
     """Requests a second to one host, over all processes and parts; 0 sets no rate."""
     crawl_delay: Effort[bool] = True
-    """Honour the Crawl-delay of a robots.txt, up to 30 s between two requests to its host."""
+    """Honour the Crawl-delay of a robots.txt, up to 10 s between two requests to its host."""
     max_mbps: Effort[Annotated[float, Field(ge=0)]] = 0.0
     """Megabits a second that all processes and parts together take in; 0 takes what comes."""
     timeout_s: Effort[Annotated[float, Field(gt=0)]] = 10.0

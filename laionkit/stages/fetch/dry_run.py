@@ -10,7 +10,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 
@@ -83,9 +83,10 @@ def dry_run(
         site = Site(part=runner.part[0], parts=runner.part[1], report=runner.progress.emit)
         with FetchWorker(folder.url, config, None, site, Sample(rows, Folder(place))) as worker:
             (outcome,) = worker.process(iter([PROBE]))
+            delays = worker.pump.queue.gaps()
     seconds = time.monotonic() - started
     runner.progress.emit(StageEnded("fetch", outcome.counts, seconds))
-    found = estimate(links, rows, outcome, config, runner, _cpu_s() - cpu)
+    found = estimate(links, rows, outcome, config, runner, _cpu_s() - cpu, delays)
     return report.model_copy(
         update={
             "counts": outcome.counts,
@@ -113,14 +114,20 @@ def draw(folder: Folder, tasks: Sequence[Task], plan: RetryPlan | None) -> pa.Ta
 
 
 def estimate(
-    links: int, rows: pa.Table, seen: Outcome, config: FetchConfig, runner: Runner, cpu_s: float
+    links: int,
+    rows: pa.Table,
+    seen: Outcome,
+    config: FetchConfig,
+    runner: Runner,
+    cpu_s: float,
+    delays: Mapping[str, float],
 ) -> Estimate:
-    """What all links would take, by what the sample took."""
+    """What all links would take, by what the sample took; `delays` are those of robots.txts."""
     count = rows.num_rows
     parts, cores = runner.part[1], os.cpu_count() or 1
     workers = runner.workers or min(cores, config.most_workers(parts))
     share, scale = seen.counts.ok / count, links / count
-    bounds = dict(_bounds(rows, seen, config, workers, parts))
+    bounds = dict(_bounds(rows, seen, config, workers, parts, delays))
     bounds["processor"] = cpu_s / cores
     bound_by = max(bounds, key=lambda name: bounds[name])
     return Estimate(
@@ -139,7 +146,12 @@ def estimate(
 
 
 def _bounds(
-    rows: pa.Table, seen: Outcome, config: FetchConfig, workers: int, parts: int
+    rows: pa.Table,
+    seen: Outcome,
+    config: FetchConfig,
+    workers: int,
+    parts: int,
+    delays: Mapping[str, float],
 ) -> Iterator[tuple[str, float]]:
     """Seconds that the sample would take where one thing alone held it back."""
     asked_s: float = seen.extra["asked_s"]
@@ -153,6 +165,8 @@ def _bounds(
         yield f"requests at once to {host}", asked_s * most / rows.num_rows / at_once
         if config.per_host_rate:
             yield f"requests a second to {host}", most * parts / config.per_host_rate
+        for host in delays.keys() & hosts:
+            yield f"the crawl delay of {host}", hosts[host] * delays[host]
 
 
 def _cpu_s() -> float:

@@ -36,6 +36,8 @@ LENT_TIMES = 8
 LOOK_EVERY_S = 0.25
 # After so long without a link finished, the user is told what is waited for.
 SILENCE_S = 30.0
+# A site that makes the run so much longer by the delay it asks for is named.
+LONG_S = 600.0
 _GIVEN_UP = {
     Reason.HOST_PARKED: "does not answer",
     Reason.HTTP_RATE_LIMITED: "asks to be left alone for longer than a run waits",
@@ -137,6 +139,7 @@ class Pump:
         self._now = self._loop.time
         self._asking: dict[Job, float] = {}
         self._usual_s, self._heard_at = 0.0, self._now()
+        self._told: set[str] = set()
         self._hands, self._hands_wanted = 0, self.limits.concurrency
         self.watch = NetworkWatch()
         self.queue: HostQueue[Job] = HostQueue(self.limits.per_host, self.limits.per_host_rate)
@@ -184,6 +187,16 @@ class Pump:
             while self._hands < self._hands_wanted and not self._stop.is_set():
                 self._add_hand(group, crew)
 
+    def _tell_delay(self, host: str, delay_s: float) -> None:
+        """Say once which sites will take long because they ask to be asked slowly."""
+        left_s = self.queue.last_start_in_s(host)
+        if left_s > LONG_S and self.limits.crawl_delay_times and host not in self._told:
+            self._told.add(host)
+            self.note(
+                f"the robots.txt of {host} asks for {delay_s:g} s between requests, which will "
+                f"take {left_s / 60:,.0f} minutes: --no-crawl-delay does without"
+            )
+
     def _break_silence(self) -> None:
         if self.watch.is_gone or self._now() - self._heard_at < SILENCE_S:
             return
@@ -226,6 +239,8 @@ class Pump:
             rest_s=answer.retry_after_s,
             gap_s=answer.gap_s * self.limits.crawl_delay_times,
         )
+        if answer.gap_s:
+            self._tell_delay(host, answer.gap_s)
         if times_gone != self.watch.times_gone and self.watch.doubts(job, answer):
             self._begin_anew(job)
         elif answer.moved_to:

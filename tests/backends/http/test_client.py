@@ -202,7 +202,7 @@ def test_a_step_ends_at_another_host_and_says_what_the_robots_txt_wants_there(do
     door.robots = None
     assert (moved.body, moved.reason, moved.hops) == (None, None, 1)
     assert moved.moved_to == f"http://b.example:{door.port}/redirect/1"
-    assert (end.reason, end.body, end.gap_s) == (None, door.small, 30.0)
+    assert (end.reason, end.body, end.gap_s) == (None, door.small, 10.0)
     assert too_far.reason == Reason.TOO_MANY_REDIRECTS
 
 
