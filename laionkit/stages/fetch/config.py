@@ -41,7 +41,7 @@ class FetchConfig(StageConfig):
     max_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = MAX_PIXELS
     """Pictures of more pixels are never decoded. Pillow's and LAION's limit."""
     max_bytes: Annotated[int, Field(ge=1)] = 32 * 2**20
-    """A body is cut off at so many bytes."""
+    """Bodies of more bytes are not read to their end, and no picture is made of them."""
     min_bytes: Annotated[int, Field(ge=0)] = 0
     """Fewer bytes are no picture; LAION took none below 5,000."""
     extract_exif: bool = False
@@ -76,7 +76,8 @@ class FetchConfig(StageConfig):
     allow_private: Effort[bool] = False
     """Also fetch from private, loopback and link-local addresses: for one's own servers."""
     concurrency: Effort[Annotated[int, Field(ge=1, le=4096)]] = 64
-    """Requests at once in each process. A worker needs about one core."""
+    """Requests at once in each process, and one more for each that waits for a slow server, up to
+    eight times as many. A worker needs about one core."""
     per_host: Effort[Annotated[int, Field(ge=1)]] = 16
     """Requests at once to one host, over all processes and parts of the run."""
     per_host_rate: Effort[Annotated[float, Field(ge=0)]] = 0.0
