@@ -199,6 +199,14 @@ class FaultServer:
             await asyncio.sleep(0.1)
         return False
 
+    async def on_stall(self, writer: asyncio.StreamWriter, rest: str) -> None:
+        """/stall/BYTES/SECONDS/ID: so much at once, and the rest after a while."""
+        size, seconds, _ = rest.split("/")
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {int(size) + 1}\r\n\r\n".encode())
+        writer.write(bytes(int(size)))
+        await asyncio.sleep(float(seconds))
+        writer.write(b"x")
+
     async def on_endless(self, writer: asyncio.StreamWriter, rest: str) -> bool:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"

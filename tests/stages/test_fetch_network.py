@@ -205,6 +205,19 @@ def test_slow_hosts_leave_the_others_their_turn(tmp_path, server, dns, slow_host
     assert server.requests["/ok"] == 200
 
 
+@pytest.mark.parametrize(("most_held", "most_at_once"), [(100_000, 4), (10**9, 24)])
+def test_slow_hosts_that_fill_the_memory_are_not_joined_by_others(
+    tmp_path, dns, monkeypatch, most_held, most_at_once
+):
+    monkeypatch.setattr(pump, "MOST_HELD_BYTES", most_held)
+    monkeypatch.setattr(pump, "SLOW_S", 0.2)
+    with FaultServer({"a.jpg": picture(1)}) as server:
+        dataset = make_dataset(tmp_path, many_hosts(server, 24, "/stall/100000/0.8/x"), 100)
+        fetch(dataset, settings(dns, concurrency=4), runner=Runner(workers=1))
+    assert 4 <= server.most_at_once <= most_at_once
+    assert (server.most_at_once > 4) == (most_at_once > 4)
+
+
 def test_a_dead_host_is_asked_a_few_times_and_its_rows_are_given_up(
     tmp_path, server, dns, monkeypatch
 ):

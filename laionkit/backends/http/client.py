@@ -73,6 +73,8 @@ class HttpClient:
         self._lookup = lookup
         self._throttle = throttle
         self._session: aiohttp.ClientSession | None = None
+        # Of bodies that are still coming.
+        self.bytes_held = 0
 
     async def __aenter__(self) -> "HttpClient":
         """Open the connections' pool: one TLS context and one resolver for all."""
@@ -237,14 +239,18 @@ class HttpClient:
             raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail))
         chunks: list[bytes] = []
         size = 0
-        while chunk := await response.content.readany():
-            size += len(chunk)
-            if size > most:
-                detail = f"over {most} bytes"
-                raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail, bytes_in=size))
-            chunks.append(chunk)
-            if self._throttle is not None:
-                self._throttle.took(len(chunk))
+        try:
+            while chunk := await response.content.readany():
+                size += len(chunk)
+                self.bytes_held += len(chunk)
+                if size > most:
+                    detail = f"over {most} bytes"
+                    raise Refused(Answer(None, Reason.TOO_MANY_BYTES, detail, bytes_in=size))
+                chunks.append(chunk)
+                if self._throttle is not None:
+                    self._throttle.took(len(chunk))
+        finally:
+            self.bytes_held -= size
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -33,6 +33,8 @@ MAX_BACKOFF_S = 60.0
 # fifteen-fold is what a tenth of all links take that wait 10 s while the others take half a second.
 SLOW_S, SLOW_TIMES = 1.5, 4
 LENT_TIMES = 8
+# None is lent while unfinished bodies take so much: 500 slow requests of 32 MB would be 16 GB.
+MOST_HELD_BYTES = 256 * 2**20
 LOOK_EVERY_S = 0.25
 # After so long without a link finished, the user is told what is waited for.
 SILENCE_S = 30.0
@@ -182,7 +184,9 @@ class Pump:
                 await self._judge_suspects()
             self._break_silence()
             late = self._now() - max(SLOW_S, SLOW_TIMES * self._usual_s)
-            slow = sum(1 for started in self._asking.values() if started < late)
+            slow = 0
+            if self.client.bytes_held < MOST_HELD_BYTES:
+                slow = sum(1 for started in self._asking.values() if started < late)
             self._hands_wanted = most + min(slow, LENT_TIMES * most)
             while self._hands < self._hands_wanted and not self._stop.is_set():
                 self._add_hand(group, crew)
