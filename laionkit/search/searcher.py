@@ -175,9 +175,12 @@ class Searcher:
         latency_ms: float = LATENCY_MS,
     ) -> tuple[Neighbours, Plan]:
         """The k nearest rows to a unit vector, under one filter a segment, and how they came."""
-        parts, steps, each_ms = [], [], latency_ms / len(self.segments)
+        parts, steps = [], []
+        row_ms = latency_ms / max(1, sum(segment.count for segment in self.segments))
         for segment, keep in zip(self.segments, keeps or self._alive, strict=True):
-            found, step = search_segment(segment, query_D, k, keep, exact, each_ms, self._copies)
+            found, step = search_segment(
+                segment, query_D, k, keep, exact, row_ms * segment.count, self._copies
+            )
             parts.append(Neighbours(found.scores, found.rows + segment.start))
             steps.append(step)
         plan = Plan(

@@ -18,7 +18,7 @@ from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder
 from laionkit.core.forgotten import add_forgotten
 from laionkit.core.records import StageRecords
-from laionkit.search import rows, writer
+from laionkit.search import rows, searcher, writer
 from laionkit.search.build import Shape
 from laionkit.search.layout import read_pointer
 from laionkit.search.searcher import Searcher
@@ -83,6 +83,21 @@ def test_new_shards_become_a_new_segment(dataset):
     described = Folder(dataset).read_json("index/toy/image.json")
     assert (described["nb vectors"], described["pending rows"]) == (800, 100)
     check(dataset, np.arange(900))
+
+
+def test_a_small_segment_leaves_the_time_to_a_large_one(dataset, monkeypatch):
+    add_embeddings(dataset, "00008", VECTORS[800:900])
+    index(str(dataset))
+    budgets = []
+    search = searcher.search_segment
+
+    def watched(*args):
+        budgets.append(args[5])
+        return search(*args)
+
+    monkeypatch.setattr(searcher, "search_segment", watched)
+    Searcher(dataset).search(vector=VECTORS[7], latency_ms=90)
+    assert budgets == pytest.approx([80, 10])
 
 
 def test_a_compaction_leaves_one_segment_that_equals_a_rebuild(dataset, tmp_path_factory):
