@@ -43,7 +43,8 @@ class FilterTable(Protocol):
 class Filters:
     """Evaluates filters; they, and the bitmaps of their parts, are kept by canonical SQL.
 
-    The columns are those of the moment the first filter came.
+    The columns are those of the moment the first filter came; where a filter does not fit them,
+    they are looked at anew.
     """
 
     def __init__(
@@ -58,17 +59,31 @@ class Filters:
 
     def keeps(self, where: str) -> list[Keep]:
         """One filter a segment, of rows that are alive. Raises ConfigError where it is wrong."""
+        with self._lock:
+            known = self._table
+            self._table = known or self._open_table()
+            try:
+                return self._found(where, self._table)
+            except ConfigError:
+                if known is None:
+                    raise
+                fresh = self._open_table()
+                if fresh.columns == known.columns:
+                    raise
+                self._table = fresh
+                self._masks.cache_clear()
+                self._keeps.cache_clear()
+                return self._found(where, fresh)
+
+    def _found(self, where: str, table: FilterTable) -> list[Keep]:
         from laionkit.ops.predicates import parse_where
 
-        with self._lock:
-            if self._table is None:
-                self._table = self._open_table()
-            predicate = parse_where(where, self._table.columns)
-            self._table.check(predicate.sql)
-            try:
-                return self._keeps(predicate)
-            except ConfigError as error:  # values that do not fit are found when they are met
-                raise ConfigError(f"--where {where!r}: {error}") from error
+        predicate = parse_where(where, table.columns)
+        table.check(predicate.sql)
+        try:
+            return self._keeps(predicate)
+        except ConfigError as error:  # values that do not fit are found when they are met
+            raise ConfigError(f"--where {where!r}: {error}") from error
 
     def _combine(self, predicate: "Predicate") -> list[Keep]:
         table = self._table

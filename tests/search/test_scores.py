@@ -1,11 +1,13 @@
 """Scores of hits and filters over them: arrays in row order, refreshed without a rebuild."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.search import filter_tables
@@ -82,6 +84,19 @@ def test_new_scores_are_seen_at_once_and_laid_out_by_the_next_run(dataset):
     assert arrays(dataset) != before
     assert vectors_written(dataset) == made
     assert_scores(dataset, other)
+
+
+def test_columns_that_come_and_go_are_seen_by_a_searcher_that_is_open(dataset):
+    searcher, query = Searcher(dataset), np.ones(DIM)
+    assert len(searcher.search(vector=query, where="taste >= 0")) == 10
+    keys = [f"00000{row:04d}" for row in range(300)]
+    add_scores(dataset, "late", "00000", keys, np.arange(300, dtype=np.float32))
+    assert searcher.search(vector=query, where="late >= 290").plan.matches == 10
+    shutil.rmtree(dataset / "scores/late")
+    shutil.rmtree(dataset / ".laionkit/score/late")
+    with pytest.raises(ConfigError, match="no column is called late"):
+        searcher.search(vector=query, where="late >= 291")
+    assert len(searcher.search(vector=query, where="taste >= 0")) == 10
 
 
 def test_shards_that_were_not_scored_have_none(dataset):
