@@ -64,11 +64,6 @@ def status(dataset: str) -> list[StageStatus]:
     return [each.status() for each in found]
 
 
-def stage_status(dataset: Folder, stage: str) -> StageStatus:
-    """Sum up one stage's records."""
-    return _Sum.of(StageRecords(dataset, stage)).status()
-
-
 @dataclass
 class _Sum:
     """What a stage's records come to, taken in one pass over them: there may be thousands."""

@@ -6,7 +6,7 @@ Nothing is unpacked, and a name is only ever a name. The good samples of a broke
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -240,11 +240,3 @@ def image_member(members: Mapping[str, Member]) -> tuple[str, Member] | None:
         if extension in members:
             return extension, members[extension]
     return None
-
-
-def iterate_samples(
-    file: BinaryIO, contents: ShardContents
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield (key, extension → bytes) for every sample, in key order."""
-    for key, members in contents.samples.items():
-        yield key, {extension: read_member(file, m) for extension, m in members.items()}

@@ -124,11 +124,6 @@ class Reading:
     similarity_limit: float = 100.0
 
 
-def set_names() -> list[str]:
-    """The names that ``--schema`` takes."""
-    return list(_BY_NAME)
-
-
 def detect(
     schema: pa.Schema,
     head: pa.Table,

@@ -12,7 +12,7 @@ from laionkit.core.ahead import OneAhead
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
 from laionkit.core.shards import ShardWriter, sample_frames
-from laionkit.core.tars import image_member, iterate_samples, read_contents, split_member
+from laionkit.core.tars import image_member, read_contents, read_member, split_member
 
 SAMPLES = {f"{i:09d}": {"jpg": bytes([i]) * (i * 700), "txt": b"t"} for i in range(5)}
 
@@ -27,7 +27,11 @@ def write(folder, samples, name="00000.tar"):
 def read(folder, name="00000.tar"):
     with folder.open(name) as file:
         contents = read_contents(file)
-        return dict(iterate_samples(file, contents)), contents.damage
+        samples = {
+            key: {extension: read_member(file, member) for extension, member in members.items()}
+            for key, members in contents.samples.items()
+        }
+        return samples, contents.damage
 
 
 @given(st.dictionaries(st.integers(0, 999), st.binary(max_size=2000), max_size=8))

@@ -1,4 +1,4 @@
-"""Unit rows and cosines."""
+"""Unit rows."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from laionkit.core.errors import InputError
-from laionkit.ops.vectors import are_unit_rows, row_cosines, unit_rows
+from laionkit.ops.vectors import unit_rows
 
 ROWS = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 5), st.just(4)), elements=st.floats(-100, 100, width=16)
@@ -24,11 +24,8 @@ def test_rows_have_length_one_or_stay_zero(rows):
 
 @given(ROWS)
 def test_float16_storage_keeps_rows_unit(rows):
-    assert are_unit_rows(unit_rows(rows).astype(np.float16))
-
-
-def test_unnormalised_rows_are_seen():
-    assert not are_unit_rows(np.full((2, 8), 3.0))
+    norms = np.linalg.norm(unit_rows(rows).astype(np.float16).astype(np.float32), axis=1)
+    assert np.abs(norms[rows.any(axis=1)] - 1).max(initial=0) <= 2e-3
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -37,9 +34,3 @@ def test_a_row_that_is_no_vector_is_named(bad):
     rows[1, 2] = bad
     with pytest.raises(InputError, match="row 1"):
         unit_rows(rows)
-
-
-@given(ROWS)
-def test_a_row_has_cosine_one_with_itself(rows):
-    cosines = row_cosines(rows, rows * 2)
-    np.testing.assert_allclose(cosines[rows.any(axis=1)], 1, atol=1e-5)
