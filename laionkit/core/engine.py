@@ -39,6 +39,14 @@ class Engine:
         with self._deadline():
             return self._con.execute(sql, list(parameters))
 
+    def row(self, sql: str) -> tuple[Any, ...]:
+        """The one row that SQL of our own making gives.
+
+        Taken to its end: a result of which a row might be left is in the way of the next query.
+        """
+        (found,) = self.execute(sql).fetchall()
+        return tuple(found)
+
     def arrow(self, sql: str) -> Any:
         """Run SQL of our own making; the result as an arrow table."""
         with self._deadline():

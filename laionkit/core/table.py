@@ -89,7 +89,7 @@ class DatasetTable(Engine):
     @property
     def rows(self) -> int:
         """How many rows there are, one per key."""
-        found: int = self.execute(f"SELECT count(*) FROM ({self.select(['key'])})").fetchone()[0]
+        found: int = self.row(f"SELECT count(*) FROM ({self.select(['key'])})")[0]
         return found
 
     def select(self, columns: Iterable[str] | None = None) -> str:
@@ -170,7 +170,7 @@ class DatasetTable(Engine):
             if ends is None:
                 text = sql_name(name)
                 sql = f"SELECT min({text}), max({text}) FROM ({self.select([name])})"
-                ends = self.execute(sql).fetchone()
+                ends = self.row(sql)
             if ends and ends[0] is not None:
                 found[name] = float(ends[0]), float(ends[1])
         return found
@@ -189,7 +189,7 @@ class DatasetTable(Engine):
                 sql_name(name) if self.columns[name] != "VARCHAR" else f"left({sql_name(name)}, 40)"
             )
             parts += [f"min({cell})", f"max({cell})"]
-        found = self.execute(f"SELECT {', '.join(parts)} FROM {VIEW}").fetchone()
+        found = self.row(f"SELECT {', '.join(parts)} FROM {VIEW}")
         ends = found[len(names) :]
         ranges = {name: (ends[2 * i], ends[2 * i + 1]) for i, name in enumerate(ranged)}
         return [

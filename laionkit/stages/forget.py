@@ -89,7 +89,7 @@ def _there(folder: Folder, keys: pa.ChunkedArray) -> tuple[int, int]:
     with DatasetTable(folder) as table:
         table.insert("named", pa.table({"key": keys}))
         there = f"SELECT count(*) FROM ({table.select(['key'])}) SEMI JOIN named USING (key)"
-        return table.execute(there).fetchone()[0], table.rows
+        return table.row(there)[0], table.rows
 
 
 def _forget_in_indexes(folder: Folder) -> Iterator[str]:

@@ -184,6 +184,15 @@ def test_batches_come_in_order_and_whole(fetched):
     ]
 
 
+def test_a_row_that_was_asked_for_is_in_no_ones_way(fetched):
+    with DatasetTable(fetched.url) as opened:
+        assert opened.rows == ROWS
+        assert opened.row("SELECT 1, 2") == (1, 2)
+        assert sum(batch.num_rows for batch in opened.batches(opened.select(["key"]))) == ROWS
+        assert opened.rows == ROWS
+        assert opened.arrow(opened.select(["key"])).num_rows == ROWS
+
+
 def test_the_records_say_what_is_there_not_the_folder(fetched):
     stray = fetched.path / "shards/00009.parquet"
     stray.write_bytes((fetched.path / "shards/00000.parquet").read_bytes())

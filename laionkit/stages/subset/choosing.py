@@ -71,10 +71,10 @@ def _check_stored_sides(selection: Selection, preset: Preset) -> None:
     table = selection.table
     if not {"width", "height"} <= set(table.columns):
         return
-    small, total, least = table.execute(
+    small, total, least = table.row(
         f"SELECT count(*) FILTER (greatest(width, height) < {preset.side_px}), count(*), "
         f"min(greatest(width, height)) FROM ({selection.left(['key', 'width', 'height'])})"
-    ).fetchone()
+    )
     if small:
         raise ConfigError(
             f"preset {preset.name} is for sides of {preset.side_px} px, and {small} of {total} "

@@ -129,7 +129,7 @@ def _histograms(
     ends = table.ends(columns)
     if not np.isfinite(list(ends.values())).all():
         picks = ", ".join(f"[min({values[name]}), max({values[name]})]" for name in ends)
-        told = table.execute(f"SELECT {picks} FROM ({rows})").fetchone()
+        told = table.row(f"SELECT {picks} FROM ({rows})")
         ends = {name: span for name, span in zip(ends, told, strict=True) if None not in span}
     if not ends:
         return []
@@ -140,9 +140,7 @@ def _histograms(
         for name, (low, high) in ends.items()
     ]
     picks = ", ".join(f"{count}, {count} FILTER (WHERE j.code = 0)" for count in counts)
-    found = table.execute(
-        f"SELECT {picks} FROM ({rows}) s JOIN judged j ON j.key = s.key"
-    ).fetchone()
+    found = table.row(f"SELECT {picks} FROM ({rows}) s JOIN judged j ON j.key = s.key")
     return [
         Histogram(name, *span, _bins(all_), _bins(kept), _thresholds(name, terms, table.columns))
         for (name, span), all_, kept in zip(ends.items(), found[::2], found[1::2], strict=True)

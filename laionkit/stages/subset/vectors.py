@@ -37,7 +37,7 @@ def gather(table: DatasetTable, model: str | None) -> Iterator[Gathered]:
     refs = list_embeddings(table.folder, name)
     if not refs:
         raise InputError(f"{table.folder} has no embeddings of {name}")
-    rows: int = table.execute("SELECT count(*) FROM ordered").fetchone()[0]
+    rows: int = table.row("SELECT count(*) FROM ordered")[0]
     with tempfile.TemporaryDirectory(prefix="laionkit-") as folder:
         there = np.zeros(rows, bool)
         emb_ND, open_shard, shard_ND = None, 0, read_vectors(table.folder, refs[0])
