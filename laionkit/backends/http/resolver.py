@@ -6,9 +6,10 @@ address when it is checked and to a private one when it is used (DNS rebinding).
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -47,7 +48,7 @@ class CheckedResolver(AbstractResolver):
     def __init__(self, is_public: Callable[[str], bool], lookup: Lookup | None = None) -> None:
         """Check every address with `is_public`; `lookup` replaces the system's resolver."""
         self._is_public = is_public
-        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="dns")
+        self._at_once = asyncio.Semaphore(LOOKUP_THREADS)
         self._lookup = lookup or self._system_lookup
         self._cache: dict[str, tuple[float, list[str] | Failure]] = {}
         self.lookups = 0
@@ -120,12 +121,31 @@ class CheckedResolver(AbstractResolver):
         return public
 
     async def _system_lookup(self, host: str, port: int) -> list[str]:
+        """Ask the system in a daemon's thread: no exit of ours waits for a lookup that hangs."""
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        return [str(entry[4][0]) for entry in found]
+        found: asyncio.Future[list[str]] = loop.create_future()
+
+        def look_up() -> None:
+            answer: list[str] | OSError | UnicodeError
+            try:
+                entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                answer = [str(entry[4][0]) for entry in entries]
+            except (OSError, UnicodeError) as error:
+                answer = error
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, answer)
+
+        def tell(answer: list[str] | OSError | UnicodeError) -> None:
+            if found.done():
+                return
+            if isinstance(answer, list):
+                found.set_result(answer)
+            else:
+                found.set_exception(answer)
+
+        async with self._at_once:
+            threading.Thread(target=look_up, name="dns", daemon=True).start()
+            return await found
 
     async def close(self) -> None:
-        """Stop the lookup threads, without waiting for one that hangs."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Leave lookups that hang to themselves."""

@@ -6,6 +6,7 @@ import gc
 import socket
 import ssl
 import struct
+import threading
 from dataclasses import replace
 from itertools import pairwise
 
@@ -289,6 +290,24 @@ def test_names_that_do_not_resolve_say_whether_they_may_come_back():
 
     reasons = [a.reason for a in ask(["http://gone.example/", "http://later.example/"], missing)]
     assert reasons == [Reason.DNS_NOT_FOUND, Reason.DNS_TEMPORARY]
+
+
+def test_a_lookup_that_hangs_costs_its_link_alone_and_holds_no_exit_up(server, monkeypatch):
+    done, ask_system = threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *rest: object, **more: object) -> list:
+        if host == "hang.example":
+            done.wait(60)
+        return ask_system(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    urls = ["http://hang.example/", f"http://localhost:{server.port}/ok"]
+    answers = ask(urls, allow_private=True, timeout_s=0.5, robots_txt=False)
+    assert [a.reason for a in answers] == [Reason.TIMEOUT, None]
+    left = [thread for thread in threading.enumerate() if thread.name == "dns"]
+    assert [thread.daemon for thread in left] == [True]
+    done.set()
+    left[0].join(5)
 
 
 def test_a_slow_body_and_a_slow_start_end_at_the_deadline(server):
