@@ -130,7 +130,8 @@ class NetworkWatch:
         if await self._one_answers(probe, unasked):
             return True
         seen = f"{len(self.suspects)} links at {len(self._hosts)} hosts failed in a row"
-        note(f"the network seems gone ({seen}, {self._what()}): waiting for it")
+        seen = f"{seen}, {self._what()}"
+        note(f"the network seems gone ({seen}): waiting for it")
         while loop.time() - started < wait_s:
             await asyncio.sleep(min(pause, max(0.05, started + wait_s - loop.time())))
             pause = min(pause * 2, LONGEST_WAIT_S)
