@@ -204,6 +204,8 @@ class IndexWriter:
                 raise InputError(
                     f"{self.folder} is being built by another process: wait until that has ended"
                 ) from error
+            except OSError:  # a file system that knows no locks
+                pass
             yield
 
     def _build(self, refs: Sequence[EmbeddingRef], shape: Shape, published: bool = False) -> Built:
