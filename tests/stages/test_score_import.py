@@ -1,14 +1,20 @@
 """score --import: columns made elsewhere, declared as such."""
 
+import json
+
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from laionkit.core.embeddings import score_columns, score_files
 from laionkit.core.errors import InputError, StaleOutput
+from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
+from laionkit.core.shards import ShardWriter
+from laionkit.stages.adopt import adopt
 from laionkit.stages.score import ScoreConfig, score
-from tests.stages.shards import shard_of, write_shards
+from tests.stages.shards import picture, shard_of, write_shards
 
 
 @pytest.fixture
@@ -54,6 +60,38 @@ def test_a_parquet_file_with_several_numbers_needs_a_choice(folder, tmp_path):
         score(folder.url, ScoreConfig(import_file=str(tmp_path / "s.parquet")))
     score(folder.url, ScoreConfig(import_file=str(tmp_path / "s.parquet"), value="b"))
     assert rows_of(folder, "b") == [{"key": "000000001", "value": 2.0}]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("on", ["hash", "sha256"])
+def test_scores_join_on_what_the_links_or_the_pictures_are(on, kind, tmp_path):
+    hashes, sums = [-5, 2**62, 7], [f"{i:064x}" for i in range(3)]
+    (tmp_path / "web").mkdir()
+    with (
+        Folder(tmp_path / "web").create("00000.tar") as file,
+        ShardWriter(file) as tar,
+    ):
+        for i in range(3):
+            said = json.dumps({"hash": hashes[i], "sha256": sums[i]}).encode()
+            tar.add(f"{i}", {"jpg": picture(i), "json": said})
+    adopt(str(tmp_path / "web"), str(tmp_path / "d"))
+    given = {"hash": hashes, "sha256": sums}[on]
+    table = pa.table({on: given[:2], "v": [0.25, 4]})
+    file_of_scores = str(tmp_path / f"s.{kind}")
+    (pq.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, file_of_scores)
+    report = score(str(tmp_path / "d"), ScoreConfig(import_file=file_of_scores, on=on))
+    assert report.counts == Counts.of(2, {"not_scored": 1})
+    assert rows_of(Folder(tmp_path / "d"), "v") == [
+        {"key": "0", "value": 0.25},
+        {"key": "1", "value": 4.0},
+    ]
+
+
+def test_a_file_of_other_keys_says_so(folder, tmp_path, caplog):
+    file = write(tmp_path / "s.csv", "key,beauty\n1,0.5\n")
+    assert score(folder.url, ScoreConfig(import_file=file)).counts.ok == 0
+    assert "no key of" in caplog.text
+    assert "such as '1', is one of" in caplog.text
 
 
 @pytest.mark.parametrize(

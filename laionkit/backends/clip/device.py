@@ -66,7 +66,7 @@ class Transfers:
         """Rows of this machine on the device; they may be overwritten when this returns."""
         if self._copying is None:
             return rows.to(self._device)
-        pinned = rows.pin_memory()
+        pinned = rows.contiguous().pin_memory()
         with torch.cuda.stream(self._copying):
             there = pinned.to(self._device, non_blocking=True)
         computing = torch.cuda.current_stream(self._device)

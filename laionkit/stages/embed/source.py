@@ -5,6 +5,7 @@ success and the tar lacks is lost with a reason.
 """
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class LocalCopies:
     def __init__(self) -> None:
         """Make nothing yet."""
         self._folder: Path | None = None
+        self._numbers = itertools.count()
 
     def path(self, dataset: Folder, tar: str) -> Path:
         """A local path of the tar."""
@@ -96,7 +98,7 @@ class LocalCopies:
             return Path(dataset.at(tar))
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="laionkit-embed-"))
-        copy = self._folder / tar.replace("/", "_").replace(":", "_")
+        copy = self._folder / f"{next(self._numbers)}.tar"
         with dataset.open(tar) as source, copy.open("wb") as target:
             shutil.copyfileobj(source, target, 2**20)
         return copy

@@ -107,9 +107,9 @@ class EmbedWorker:
         frames = [model.preprocess, *(head.preprocess for head in lookers)]
         self.pool = DecodePool(frames, batch, decoders, SLOTS)
 
-        # A GPU goes on with the next shard while this machine's processor finishes the last one;
-        # a CPU has no time to spare.
-        self.finishes_beside = model.device.type != "cpu"
+        # A GPU goes on with the next shard while this machine's processor finishes the last one; a
+        # CPU has no time to spare, and Apple's GPUs are to be used from one thread.
+        self.finishes_beside = model.device.type == "cuda"
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> "EmbedWorker":

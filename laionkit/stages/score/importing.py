@@ -5,6 +5,7 @@ The file's values are in memory while it is imported (about 100 bytes a row).
 
 import functools
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Literal
@@ -48,7 +49,11 @@ def import_scores(
     tasks = [Task(shard, {"rows": content}, rows) for shard, (_, content, rows) in tables.items()]
     paths = {shard: table for shard, (table, _, _) in tables.items()}
     opener = functools.partial(ImportWorker, dataset.url, column, on, scores, paths)
-    return column, runner.run(records, config, tasks, opener)
+    report = runner.run(records, config, tasks, opener)
+    if report.counts.seen and not report.counts.ok:
+        said = f"no {on} of {path}, such as {str(scores.index[0])!r}, is one of {dataset}"
+        runner.note(records.stage, f"{said}: {column} holds nothing", logging.WARNING)
+    return column, report
 
 
 def read_scores(
@@ -78,6 +83,9 @@ def read_scores(
         table[value].to_pandas().to_numpy(dtype="float32", na_value=float("nan")),
         index=pd.Index(table[on].to_pandas()),
     )
+    scores = scores[scores.index.notna()]
+    if not len(scores):
+        raise InputError(f"{path} has no row with a {on}")
     if not scores.index.is_unique:
         twice = scores.index[scores.index.duplicated()][0]
         raise InputError(f"{path} scores {on} {twice!r} twice: which one is meant?")
