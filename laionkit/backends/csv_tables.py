@@ -22,6 +22,8 @@ from laionkit.backends.source_tables import (
 from laionkit.backends.sources import SourceFile
 from laionkit.core.errors import InputError
 
+# What separates cells where a header line knows no other, as spreadsheets write it.
+_DELIMITERS = ("\t", ";", ",", "|")
 _LINK = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.\-]*://\S+")
 
 
@@ -39,10 +41,12 @@ class CsvTable:
         self._quote = '"' if delimiter == "," else False
         self._delimiter = delimiter
         self._names = self._find_names()
+        # Bytes first: one cell that is no UTF-8 must not cost the file.
+        self._types = pa.schema([(name, pa.binary()) for name in self._names])
         with self._reader(None, []) as reader:
             first = next(iter(reader), None)
-        empty = pa.schema([(name, pa.string()) for name in self._names])
-        self._head = pa.table(first).slice(0, HEAD_ROWS) if first else empty.empty_table()
+        first = first or pa.RecordBatch.from_pylist([], self._types)
+        self._head = _texts(first.slice(0, HEAD_ROWS), self._names)
         self.schema: pa.Schema = self._head.schema
 
     def head(self) -> pa.Table:
@@ -53,18 +57,17 @@ class CsvTable:
         """Every row, in order, as text."""
         bad: list[tuple[int, str]] = []
         start = 0
-        types = pa.schema([(name, pa.string()) for name in self._names])
         try:
-            with self._reader(types, bad) as reader:
+            with self._reader(self._types, bad) as reader:
                 for found in reader:
                     rows = _number_rows(start, len(found), [number for number, _ in bad])
                     start = int(rows[-1]) + 1 if len(rows) else start
                     mine = tuple(b for b in bad if b[0] < start)
                     bad[:] = [b for b in bad if b[0] >= start]
-                    yield Batch(pa.Table.from_batches([found]).select(list(columns)), rows, mine)
+                    yield Batch(_texts(found, columns), rows, mine)
             if bad:
-                none = types.empty_table().select(list(columns))
-                yield Batch(none, np.empty(0, np.int64), tuple(bad))
+                none = pa.RecordBatch.from_pylist([], self._types)
+                yield Batch(_texts(none, columns), np.empty(0, np.int64), tuple(bad))
         except (pa.ArrowException, OSError, EOFError) as error:
             raise unreadable(self.file, error) from error
 
@@ -75,21 +78,27 @@ class CsvTable:
     def _find_names(self) -> list[str]:
         with self.file.open() as file:
             text = _first_bytes(file, self.name).decode("utf-8-sig", "replace")
-        lines = csv.reader(
-            text.splitlines(),
-            delimiter=self._delimiter,
-            quoting=csv.QUOTE_MINIMAL if self._quote else csv.QUOTE_NONE,
-        )
-        first = next(lines, [])
+        first = self._cells(text)
         if not first:
             raise InputError(f"{self.name} is empty")
         self._has_header = not any(_LINK.match(cell) for cell in first)
+        if self._has_header and len(first) == 1:
+            self._delimiter = next((d for d in _DELIMITERS if d in text), self._delimiter)
+            first = self._cells(text)
         if not self._has_header:
             return [f"column_{i + 1}" for i in range(len(first))]
         names = [cell.strip() or f"column_{i + 1}" for i, cell in enumerate(first)]
         if len({name.lower() for name in names}) < len(names):
             raise InputError(f"{self.name} has two columns of one name: {', '.join(names)}")
         return names
+
+    def _cells(self, text: str) -> list[str]:
+        lines = csv.reader(
+            text.splitlines(),
+            delimiter=self._delimiter,
+            quoting=csv.QUOTE_MINIMAL if self._quote else csv.QUOTE_NONE,
+        )
+        return next(lines, [])
 
     @contextlib.contextmanager
     def _reader(self, types: pa.Schema | None, bad: list[tuple[int, str]]) -> Iterator[Any]:
@@ -117,7 +126,6 @@ class CsvTable:
                     invalid_row_handler=skip,
                 ),
                 pacsv.ConvertOptions(
-                    check_utf8=True,
                     column_types=types,
                     null_values=[""],
                     strings_can_be_null=True,
@@ -126,6 +134,21 @@ class CsvTable:
             ) as reader,
         ):
             yield reader
+
+
+def _texts(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.Table:
+    """Bytes as text, what is no UTF-8 in them as U+FFFD; other columns as they are."""
+
+    def text(cells: pa.Array) -> pa.Array:
+        if not pa.types.is_binary(cells.type):
+            return cells
+        try:
+            return cells.cast(pa.string())
+        except pa.ArrowInvalid:
+            whole = (c if c is None else c.decode("utf-8", "replace") for c in cells.to_pylist())
+            return pa.array(whole, pa.string())
+
+    return pa.table([text(rows[name]) for name in columns], names=list(columns))
 
 
 def _number_rows(start: int, count: int, bad: Sequence[int]) -> np.ndarray:

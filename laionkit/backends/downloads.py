@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from laionkit.backends.range_files import (
-    REMOTE_ERRORS,
     RangeFile,
     give_up_or_say,
     open_stream,
+    remote_errors,
     tries,
 )
 from laionkit.backends.sources import Source, SourceFile, find_sources
@@ -88,7 +88,7 @@ def _stream(source: SourceFile, part: Path) -> None:
                     file.write(block)
                     logger.info("%s: %.1f MB", source.name, file.tell() / 1e6)
                 return
-        except REMOTE_ERRORS as error:
+        except remote_errors() as error:
             why = give_up_or_say(error, source.name)
     raise InputError(f"{source.name} cannot be read: {why}")
 

@@ -1,5 +1,6 @@
 """Files of lines as batches of rows: JSON objects, or bare links."""
 
+import codecs
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class LinesTable:
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[bytes]:
-    rest = b""
+    rest = file.read(len(codecs.BOM_UTF8)).removeprefix(codecs.BOM_UTF8)
     while block := file.read(BLOCK_BYTES):
         *lines, rest = (rest + block).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:

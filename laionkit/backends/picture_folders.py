@@ -5,7 +5,6 @@ The caption is that of the sidecar beside the picture (``cat.txt``, else ``capti
 where they are.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from laionkit.backends.line_tables import load_json
 from laionkit.backends.picture_captions import decode_text, embedded_caption
 from laionkit.backends.source_tables import HEAD_ROWS, Batch, Sift
 from laionkit.backends.sources import PICTURES, PictureFolder, SourceFile
@@ -157,7 +157,7 @@ def _as_text(path: str) -> str:
 
 
 def _json_caption(data: bytes) -> str | None:
-    value: Any = json.loads(data)
+    value = load_json(data)
     if not isinstance(value, dict):
         return None
     return next((value[k] for k in _CAPTION_KEYS if isinstance(value.get(k), str)), None)

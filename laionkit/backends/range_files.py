@@ -1,13 +1,12 @@
 """Remote files by byte ranges: what was cut is asked for again, what changed is refused."""
 
 import contextlib
+import functools
 import io
 import re
 import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
-
-import aiohttp
 
 from laionkit.core.errors import InputError
 
@@ -18,17 +17,20 @@ _WHOLE, _PRECONDITION_FAILED, _NO_SUCH_RANGE = 200, 412, 416
 _TRY_AGAIN_LATER = frozenset({408, 425, 429})
 
 
-def _remote_errors() -> tuple[type[Exception], ...]:
-    """What file systems raise where a file cannot be read."""
+@functools.cache
+def remote_errors() -> tuple[type[Exception], ...]:
+    """What file systems raise where a file cannot be read.
+
+    Named in an ``except``, it loads the clients only once something was raised.
+    """
+    import aiohttp
+
     found: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError, TimeoutError)
     with contextlib.suppress(ImportError):
         from botocore.exceptions import BotoCoreError, ClientError
 
         found += (BotoCoreError, ClientError)
     return found
-
-
-REMOTE_ERRORS = _remote_errors()
 
 
 def is_http(fs: Any) -> bool:
@@ -85,7 +87,7 @@ class RangeFile(io.RawIOBase):
         for _ in tries():
             try:
                 data: bytes = self.fs.cat_file(self.path, start=start, end=end, **self._options)
-            except REMOTE_ERRORS as error:
+            except remote_errors() as error:
                 why = give_up_or_say(error, self.name)
             else:
                 self.bytes_read += len(data)
@@ -105,6 +107,8 @@ def tries() -> Iterator[int]:
 
 def give_up_or_say(error: Exception, name: str) -> str:
     """What went wrong, where another try may help. Raises InputError where none will."""
+    import aiohttp
+
     cause = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
     why = " ".join(str(cause).split()) or type(cause).__name__
     status = getattr(cause, "status", None) or 0
@@ -132,6 +136,8 @@ def probe(fs: Any, path: str) -> tuple[int | None, bool]:
 
 def open_stream(fs: Any, path: str) -> BinaryIO:
     """Open a file for one reading from its beginning to its end."""
+    import aiohttp
+
     silence = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
     file = fs.open(path, "rb", block_size=0, size=1, headers=_headers(""), timeout=silence)
     try:

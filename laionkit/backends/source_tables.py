@@ -1,4 +1,4 @@
-"""Rows of one source file as arrow batches, whatever its format, never the whole file at once.
+"""Rows of one source as arrow batches, whatever its format, never the whole file at once.
 
 What cannot be read as a row at all (a CSV line with too many fields, a line that is no JSON) comes
 beside the batch it stands in, with its row number. Row numbers count from 0 and count such rows.
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from laionkit.backends.sources import SourceFile
+from laionkit.backends.sources import PictureFolder, Source, SourceFile
 from laionkit.core.errors import InputError
 
 HEAD_ROWS = 1_000
@@ -57,8 +57,12 @@ class SourceTable(Protocol):
         """Column → nulls, least and greatest over all rows, for columns of which they are known."""
 
 
-def open_table(file: SourceFile) -> SourceTable:
-    """Open a source file by its format. Raises InputError where it is not what its name says."""
+def open_table(file: Source) -> SourceTable:
+    """Open a source by its format. Raises InputError where it is not what its name says."""
+    if isinstance(file, PictureFolder):
+        from laionkit.backends.picture_folders import PictureTable
+
+        return PictureTable(file)
     from laionkit.backends.csv_tables import CsvTable
     from laionkit.backends.line_tables import LinesTable
     from laionkit.backends.parquet_tables import ParquetTable

@@ -19,11 +19,11 @@ import fsspec
 import pyarrow as pa
 
 from laionkit.backends.range_files import (
-    REMOTE_ERRORS,
     RangeFile,
     give_up_or_say,
     is_http,
     probe,
+    remote_errors,
     tries,
 )
 from laionkit.core.errors import InputError
@@ -109,13 +109,15 @@ Source = SourceFile | PictureFolder
 def find_sources(sources: Sequence[str]) -> list[Source]:
     """Every file and picture folder that the arguments name, in order, each once.
 
-    One text is one argument, never a list of its letters: ``/`` would be the whole disk.
-    Raises InputError for what is not there, cannot be read or is of no known format.
+    A local file is one whatever its spelling and the links to it. One text is one argument, never
+    a list of its letters: ``/`` would be the whole disk. Raises InputError for what is not there,
+    cannot be read or is of no known format.
     """
     found: dict[str, Source] = {}
     for text in [sources] if isinstance(sources, str) else sources:
         for source in _find(text):
-            found.setdefault(source.name, source)
+            place = os.path.realpath(source.path) if _is_local(source.fs) else source.name
+            found.setdefault(place, source)
     return list(found.values())
 
 
@@ -135,7 +137,7 @@ def _find(text: str) -> Iterator[Source]:
         return
     try:
         yield from _find_on(fs, path, text)
-    except REMOTE_ERRORS as error:
+    except remote_errors() as error:
         raise InputError(f"{text} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -201,7 +203,7 @@ def _ask(fs: Any, path: str, name: str) -> tuple[dict[str, Any], int | None, boo
         try:
             info: dict[str, Any] = fs.info(path)
             return (info, *(probe(fs, path) if is_http(fs) else (None, True)))
-        except REMOTE_ERRORS as error:
+        except remote_errors() as error:
             why = give_up_or_say(error, name)
     raise InputError(f"{name} cannot be read: {why}")
 

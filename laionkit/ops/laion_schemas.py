@@ -275,12 +275,12 @@ def _carry_through(names: list[str], columns: dict[str, str]) -> None:
     reserved = RESERVED_COLUMNS | _COMPUTED | set(columns)
     taken = {name.lower() for name in columns}
     used = set(columns.values())
-    for name in names:
+    for number, name in enumerate(names, 1):
         if name in used:
             continue
         lower = name.lower()
         ours = lower in reserved or lower.startswith(INNER_PREFIX)
-        out = f"src_{name}" if ours else name
+        out = f"src_{name}" if ours else name or f"column_{number}"
         while out.lower() in taken:
             out += "_2"
         taken.add(out.lower())

@@ -24,13 +24,33 @@ def output_type(ours: str, theirs: pa.DataType) -> pa.DataType:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """A carried type as parquet readers take it: no dictionary, no large string, no null type."""
-    if pa.types.is_dictionary(kind):
+    """A carried type as parquet readers and DuckDB take it, also within lists, maps, structs.
+
+    No dictionary, no large or viewed text or list, no null type, no half floats, no decimals of
+    more than 38 digits (which become text), nothing of an extension but what it stores.
+    """
+    types = pa.types
+    if types.is_dictionary(kind):
         return plain_type(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_null(kind) or pa.types.is_string_view(kind):
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if types.is_large_string(kind) or types.is_null(kind) or types.is_string_view(kind):
         return pa.string()
-    if pa.types.is_large_binary(kind):
+    if types.is_large_binary(kind) or types.is_binary_view(kind):
         return pa.binary()
+    if types.is_float16(kind):
+        return pa.float32()
+    if types.is_decimal256(kind):
+        fits = kind.precision <= 38
+        return pa.decimal128(kind.precision, kind.scale) if fits else pa.string()
+    if types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(f.name, plain_type(f.type)) for f in kind])
     return kind
 
 

@@ -44,8 +44,8 @@ def metadata(
 ) -> StageReport:
     """Read the sources into the dataset's work list; a second identical call finds it done.
 
-    Raises InputError for a source that is not there or whose links cannot be found, and
-    StaleOutput where the work list was made of other sources.
+    Raises InputError for a source that is not there, whose links cannot be found or that changes
+    while it is read, and StaleOutput where the work list was made of other sources.
     """
     runner.require_whole("metadata")
     if not sources:
@@ -72,6 +72,7 @@ def metadata(
     runner.progress.emit(StageStarted(METADATA, len(plan.tables), 0, plan.total()))
     try:
         run = Reader(folder, plan, settled, runner, _start(folder, made)).run()
+        plan.require_unchanged()
     except BaseException:
         _clear_unfinished(records)
         raise

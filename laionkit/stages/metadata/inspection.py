@@ -69,18 +69,13 @@ def inspect(sources: Sequence[str], config: MetadataConfig = MetadataConfig()) -
 
     Raises what `metadata` raises for a source that is not there or has no links.
     """
-    from laionkit.backends.picture_folders import PictureTable
     from laionkit.backends.source_tables import open_table
     from laionkit.backends.sources import SourceFile, find_sources
 
     looks = []
     for source in find_sources(sources):
-        table: SourceTable
-        size = None
-        if isinstance(source, SourceFile):
-            table, size = open_table(source), source.size
-        else:
-            table = PictureTable(source)
+        table = open_table(source)
+        size = source.size if isinstance(source, SourceFile) else None
         looks.append(_look(table, read_as(table, config), size))
     return Inspection(sources=tuple(looks))
 

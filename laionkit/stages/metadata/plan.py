@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
 
@@ -19,6 +19,7 @@ from laionkit.ops.presets import choose_preset
 from laionkit.stages.metadata.config import MetadataConfig
 
 if TYPE_CHECKING:
+    from laionkit.backends.picture_folders import PictureTable
     from laionkit.backends.source_tables import SourceTable
 
 # A row of text is never shorter; it bounds the rows of a file whose rows nobody counted.
@@ -40,7 +41,7 @@ class Plan:
     """The sources, opened.
 
     `identities` names the content of each, `pictures` the folders, `scannable` the local parquet
-    files that the engine can read where they lie.
+    files that the engine can read where they lie, `stamps` the state of each local file.
     """
 
     tables: list["SourceTable"]
@@ -49,33 +50,36 @@ class Plan:
     sizes: dict[str, int]
     pictures: frozenset[str]
     scannable: frozenset[str]
+    stamps: dict[str, tuple[int, int]]
     schema: pa.Schema
 
     @classmethod
     def make(cls, sources: Sequence[str], config: MetadataConfig) -> "Plan":
         """Find and open every source, and detect what it is."""
         from laionkit.backends.downloads import keep_files
-        from laionkit.backends.picture_folders import PictureTable
         from laionkit.backends.source_tables import open_table
         from laionkit.backends.sources import SourceFile, find_sources
 
         tables: list[SourceTable] = []
         identities, sizes = {}, {}
         pictures, scannable = set(), set()
+        stamps = {}
         found = find_sources(sources)
         if config.download:
             found = keep_files(found, config.download)
         for source in found:
+            table = open_table(source)
+            tables.append(table)
             if isinstance(source, SourceFile):
-                tables.append(open_table(source))
                 identities[source.name] = source.identity
+                if source.is_local:
+                    stamps[source.name] = _stamp(source.name)
                 if source.is_local and source.format == "parquet" and not source.compression:
                     scannable.add(source.name)
                 sizes[source.name] = source.size * (_MOST_COMPRESSION if source.compression else 1)
             else:
-                table = PictureTable(source)
-                tables.append(table)
-                identities[source.name] = fingerprint(table.states().to_pydict())
+                states = cast("PictureTable", table).states()
+                identities[source.name] = fingerprint(states.to_pydict())
                 pictures.add(source.name)
         readings = [read_as(table, config) for table in tables]
         schema = _output_schema(tables, readings)
@@ -88,8 +92,15 @@ class Plan:
             sizes,
             frozenset(pictures),
             frozenset(scannable),
+            stamps,
             schema,
         )
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read of a local file that was written to meanwhile."""
+        for name, stamp in self.stamps.items():
+            if _stamp(name) != stamp:
+                raise InputError(f"{name} changed while it was read: run again")
 
     def total(self) -> int | None:
         """Rows in all, where every source knows."""
@@ -137,6 +148,15 @@ class Plan:
         return [n for n in self.schema.names if n.lower() in given or n not in ("caption", "hash")]
 
 
+def _stamp(name: str) -> tuple[int, int]:
+    """Size and time of change of a local file; of one that is gone, what none has."""
+    try:
+        found = Path(name).stat()
+    except FileNotFoundError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
 def read_as(table: "SourceTable", config: MetadataConfig) -> Reading:
     """Decide how one source is read, as the settings say."""
     reading = detect(
@@ -173,6 +193,8 @@ def _output_schema(tables: Sequence["SourceTable"], readings: Sequence[Reading])
 
 def check_filters(plan: Plan, config: MetadataConfig) -> None:
     """Make sure that every condition fits the columns. Raises ConfigError, before any work."""
+    if config.dedup == "hash" and "hash" not in plan.schema.names:
+        raise ConfigError("--dedup hash: a source without links has no hash; give --dedup url")
     terms, _ = plan.filters(config)
     if terms:
         from laionkit.stages.metadata.engine import LinkEngine

@@ -2,9 +2,11 @@
 
 import collections
 import hashlib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -135,6 +137,13 @@ def test_a_hostile_or_wrong_where_is_refused_before_any_work(tmp_path, where):
         make(source(tmp_path, [link(1)]), tmp_path / "d", where=where)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+def test_rows_without_links_have_no_hash_to_be_told_apart_by(tmp_path):
+    path = source(tmp_path, [{"path": "/a.jpg", "text": "a b"}] * 2)
+    with pytest.raises(ConfigError, match=r"--dedup hash: .* give --dedup url"):
+        make(path, tmp_path / "d", dedup="hash")
+    assert make(path, tmp_path / "d", dedup="url").counts.ok == 1
 
 
 def test_a_conversion_that_fails_is_one_line(tmp_path):
@@ -354,3 +363,28 @@ def test_columns_of_any_name_are_carried_through(tmp_path, form):
         for name in names:
             ours = f"src_{name}" if name.startswith("_laionkit_") else name
             assert sorted(column(tmp_path / f"d{i}", ours)) == kept, name
+
+
+def test_columns_of_odd_types_are_carried_through(tmp_path):
+    kinds = {
+        "half": (pa.float16(), np.float16(1.5), 1.5),
+        "halves": (pa.list_(pa.float16()), [1.5], [1.5]),
+        "wide": (pa.decimal256(60, 2), Decimal(10**40), f"{10**40}.00"),
+        "money": (pa.decimal256(30, 2), Decimal("1.5"), Decimal("1.50")),
+        "large": (pa.large_list(pa.large_string()), ["x"], ["x"]),
+        "told": (pa.struct([("a", pa.float16())]), {"a": 1.5}, {"a": 1.5}),
+        "pairs": (pa.map_(pa.string(), pa.float16()), [("a", 1.5)], [("a", 1.5)]),
+        "json": (pa.json_(), "{}", "{}"),
+        "": (pa.int64(), 7, 7),
+    }
+    columns = {"url": pa.array(["https://a.example/1"]), "score": pa.array([1.0])}
+    for name, (kind, value, _) in kinds.items():
+        columns[name] = pa.array([value], kind)
+    pq.write_table(pa.table(columns), tmp_path / "odd.parquet")
+    (tmp_path / "more.csv").write_text("url,score\nhttps://a.example/2,2\n")
+    sources = [str(tmp_path / "odd.parquet"), str(tmp_path / "more.csv")]
+    config = MetadataConfig(where="score > 0.5 AND half < 2", dedup="url", shuffle=True)
+    metadata(sources, str(tmp_path / "d"), config)
+    for name, (_, _, stored) in kinds.items():
+        found = column(tmp_path / "d", name or f"column_{len(columns)}")
+        assert [value for value in found if value is not None] == [stored], name

@@ -11,6 +11,7 @@ import pytest
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.files import Folder
+from laionkit.core.progress import SamplesDone
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.worklist import WorkList
@@ -171,6 +172,50 @@ def test_cells_of_several_lines_are_read_as_they_are(tmp_path):
         assert found == [*captions, '5" disk', "quoted and not"]
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "captions"),
+    [
+        ("bom.csv", "\ufeffurl,text\r\nhttp://a/1,é b\r\n".encode(), ["é b"]),
+        ("bom.jsonl", '\ufeff{"url": "http://a/1", "text": "b"}\r\n'.encode(), ["b"]),
+        ("bom.txt", "\ufeffhttp://a/1\r\nhttp://a/2\r\n".encode(), [None, None]),
+        ("latin.csv", b"url,text\nhttp://a/1,gar\xe7on\nhttp://a/2,b\n", ["gar\ufffdon", "b"]),
+        ("latin.tsv", b"gar\xe7on c\thttp://a/1\nb d\thttp://a/2\n", ["gar\ufffdon c", "b d"]),
+        ("half.jsonl", b'{"url": "http://a/1", "text": "\\ud800 \\ud83d\\ude00"}\n', ["? 😀"]),
+        ("semicolons.csv", b'url;text\nhttp://a/1;"b;c, d"\n', ["b;c, d"]),
+        ("tabs.csv", b"url\ttext\nhttp://a/1\tb, c\n", ["b, c"]),
+        ("links.csv", b"http://a/1;x,b c\n", ["b c"]),
+    ],
+)
+def test_odd_text_is_read_and_costs_no_row(tmp_path, name, data, captions):
+    (tmp_path / name).write_bytes(data)
+    report = make(tmp_path / name, tmp_path / "d")
+    assert not report.counts.reasons
+    assert kept(tmp_path / "d")["caption"].to_pylist() == captions
+
+
+def test_a_file_is_read_once_whatever_its_names(tmp_path):
+    path = write(tmp_path, "csv")
+    (tmp_path / "again.csv").symlink_to(path)
+    names = [path, tmp_path / "again.csv", tmp_path / "." / "x" / ".." / path.name]
+    (tmp_path / "x").mkdir()
+    report = metadata([f"{name.parent}/{name.name}" for name in names], str(tmp_path / "d"))
+    assert report.counts.seen == 25
+
+
+@pytest.mark.parametrize("change", ["grows", "goes"])
+def test_a_local_file_that_changes_while_it_is_read_is_refused(tmp_path, change):
+    path = write(tmp_path, "parquet")
+
+    class Changing:
+        def emit(self, event):
+            if isinstance(event, SamplesDone) and path.exists():
+                path.unlink() if change == "goes" else path.write_bytes(path.read_bytes() + b"x")
+
+    with pytest.raises(InputError, match="changed while it was read: run again"):
+        metadata([str(path)], str(tmp_path / "d"), runner=Runner(progress=Changing()))
+    assert not (tmp_path / "d").exists()
+
+
 def test_counts_alone_leave_no_ledger(tmp_path):
     make(write(tmp_path, "txt", [{"url": "nothing"}]), tmp_path / "d", ledger="counts")
     assert not (tmp_path / "d/metadata/dropped.parquet").exists()
@@ -198,8 +243,7 @@ def test_a_failed_run_leaves_nothing_that_counts(tmp_path):
     folder.mkdir()
     write(folder, "csv")
     (folder / "second.csv").write_text("url,text\n" + 'http://a.example/1,"never closed\n' * 3)
-    (folder / "second.csv").write_bytes(b"url,text\nhttp://a.example/1,\xff\xfe\n")
-    with pytest.raises(InputError, match=r"second\.csv is not readable"):
+    with pytest.raises(InputError, match=r"second\.csv: the quote opened in line 2"):
         make(folder, tmp_path / "d")
     with pytest.raises(InputError, match="no work list"):
         WorkList.open(Folder(tmp_path / "d"))
