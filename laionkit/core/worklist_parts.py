@@ -15,6 +15,7 @@ from laionkit.core.worklist import FIRST_SHARD, SHARD_DIGITS, SHARD_SIZE
 SHARDS_PER_PART = 100
 COMPRESSION = "zstd"
 COMPRESSION_LEVEL = 1
+_TEXTS = ("url", "caption")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,10 @@ class _OpenPart:
             compression=COMPRESSION,
             compression_level=COMPRESSION_LEVEL,
             use_dictionary=False,
-            write_statistics=True,
+            # Long texts take a fifth less time with their lengths ahead of them, and nobody asks
+            # for the least and greatest of them, which takes as much again.
+            column_encoding={n: "DELTA_LENGTH_BYTE_ARRAY" for n in schema.names if n in _TEXTS},
+            write_statistics=[name for name in schema.names if name not in _TEXTS],
         )
 
     def write(self, table: pa.Table) -> None:

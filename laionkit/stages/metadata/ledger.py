@@ -61,6 +61,7 @@ class Ledger:
                     # Sides and rounded scores repeat; where values do not, they are written plain.
                     use_dictionary=["source", "reason", "value"],
                     column_encoding={"row": "DELTA_BINARY_PACKED"},
+                    write_statistics=["row"],
                 )
             )
         return self
