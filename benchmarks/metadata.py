@@ -81,6 +81,7 @@ def run_one(mode: str, source: Path, scratch: Path) -> None:
     with tempfile.TemporaryDirectory(dir=scratch) as target:
         if mode in PEERS:
             con = duckdb.connect()
+            con.execute("SET enable_progress_bar = false")
             started = time.perf_counter()
             out = f"{target}/out.parquet"
             con.execute(
