@@ -64,6 +64,8 @@ def metadata(
     for note in notes:
         runner.note(METADATA, note)
     if made:
+        if not config.append:
+            _require_same_beside(folder, plan, made)
         is_same = any(record.inputs == plan.identities for record in made)
         if changes.any or not is_same:
             _require_append(folder, plan, config, made)
@@ -144,6 +146,17 @@ def _require_append(
     )
 
 
+def _require_same_beside(folder: Folder, plan: Plan, made: Sequence[ShardRecord]) -> None:
+    """Refuse to call a work list done that was judged by another list or joined with another."""
+    latest = max(made, key=lambda record: record.extra["batch"]).extra.get("beside")
+    changed = [n for n, identity in plan.beside.items() if latest and latest.get(n) != identity]
+    if changed:
+        raise StaleOutput(
+            f"{changed[0]} has changed since {folder}/metadata was made by it. Start over: --fresh "
+            "(what is there is moved aside). Apply it to new sources alone: --append."
+        )
+
+
 def _start(folder: Folder, made: Sequence[ShardRecord]) -> Start:
     """Where new shards and parts begin, after those that are there.
 
@@ -195,6 +208,7 @@ def _commit(
             "parts": len(run.parts),
             "first_shard": part.first_shard,
             "shards": part.shards,
+            "beside": plan.beside,
         }
         if i == 0:
             sets = {r.set_name for r in plan.readings}

@@ -37,11 +37,21 @@ _ENGINE_TYPES = {**_ENGINE_NUMBERS, pa.string(): "VARCHAR", pa.bool_(): "BOOLEAN
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A table to join: `on` is its column of keys, `added` maps our columns to its others."""
+
+    table: "SourceTable"
+    on: str
+    added: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The sources, opened.
 
     `identities` names the content of each, `pictures` the folders, `scannable` the local parquet
-    files that the engine can read where they lie, `stamps` the state of each local file.
+    files that the engine can read where they lie, `stamps` the state of each local file, `beside`
+    the content of the lists and of the joined table.
     """
 
     tables: list["SourceTable"]
@@ -51,7 +61,9 @@ class Plan:
     pictures: frozenset[str]
     scannable: frozenset[str]
     stamps: dict[str, tuple[int, int]]
+    beside: dict[str, str]
     schema: pa.Schema
+    joined: Joined | None
 
     @classmethod
     def make(cls, sources: Sequence[str], config: MetadataConfig) -> "Plan":
@@ -83,8 +95,7 @@ class Plan:
                 pictures.add(source.name)
         readings = [read_as(table, config) for table in tables]
         schema = _output_schema(tables, readings)
-        if config.join:
-            schema = _with_joined(schema, config)
+        joined = _open_join(config, schema) if config.join else None
         return cls(
             tables,
             readings,
@@ -93,7 +104,9 @@ class Plan:
             frozenset(pictures),
             frozenset(scannable),
             stamps,
-            schema,
+            _identities_beside(config),
+            schema if joined is None else _with_joined(schema, joined),
+            joined,
         )
 
     def require_unchanged(self) -> None:
@@ -232,8 +245,8 @@ def scan_columns(given: pa.Schema, reading: Reading, schema: pa.Schema) -> str |
     return ", ".join(picks)
 
 
-def open_join(config: MetadataConfig) -> tuple["SourceTable", dict[str, str]]:
-    """The table to join, and its columns: name in the work list → name in the table."""
+def _open_join(config: MetadataConfig, schema: pa.Schema) -> Joined:
+    """Open the table to join to rows of `schema`."""
     from laionkit.backends.source_tables import open_table
     from laionkit.backends.sources import SourceFile, find_sources
 
@@ -241,33 +254,35 @@ def open_join(config: MetadataConfig) -> tuple["SourceTable", dict[str, str]]:
     if len(found) != 1 or not isinstance(found[0], SourceFile):
         raise InputError(f"--join {config.join}: name one table")
     table = open_table(found[0])
-    by_lower = {name.lower(): name for name in table.schema.names}
-    if config.on not in by_lower:
+    names = list(table.schema.names)
+    on = next((name for name in names if name.lower() == config.on), None)
+    if on is None:
         raise ConfigError(
-            f"--on {config.on}: {config.join} has no such column; "
-            f"it has {', '.join(table.schema.names)}"
+            f"--on {config.on}: {config.join} has no such column; it has {', '.join(names)}"
         )
-    return table, {config.on: by_lower[config.on]}
-
-
-def joined_columns(config: MetadataConfig, schema: pa.Schema) -> dict[str, str]:
-    """Columns that the join adds: name in the work list → name in the joined table."""
-    table, on = open_join(config)
     if config.on not in schema.names:
         raise ConfigError(f"--on {config.on}: the sources have no such column")
     taken = {name.lower() for name in schema.names}
     added = {}
-    for name in table.schema.names:
-        if name != on[config.on]:
+    for name in names:
+        if name != on:
             ours = link_rows.joined_name(name, taken)
             taken.add(ours.lower())
             added[ours] = name
-    return added
+    return Joined(table, on, added)
 
 
-def _with_joined(schema: pa.Schema, config: MetadataConfig) -> pa.Schema:
-    table, _ = open_join(config)
-    for ours, theirs in joined_columns(config, schema).items():
-        kind = link_rows.output_type(ours, table.schema.field(theirs).type)
+def _with_joined(schema: pa.Schema, joined: Joined) -> pa.Schema:
+    for ours, theirs in joined.added.items():
+        kind = link_rows.output_type(ours, joined.table.schema.field(theirs).type)
         schema = schema.append(pa.field(ours, kind))
     return schema
+
+
+def _identities_beside(config: MetadataConfig) -> dict[str, str]:
+    """What names the content of the lists and of the joined table."""
+    from laionkit.backends.sources import SourceFile, find_sources
+
+    names = (*config.blocklist, *config.optout, *filter(None, [config.join]))
+    files = (source for source in find_sources(names) if isinstance(source, SourceFile))
+    return {file.name: file.identity for file in files}

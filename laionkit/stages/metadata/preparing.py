@@ -14,7 +14,7 @@ from laionkit.ops.link_filters import BLOCKED, OPTED_OUT
 from laionkit.ops.predicates import Term
 from laionkit.stages.metadata.config import MetadataConfig
 from laionkit.stages.metadata.lists import read_lists
-from laionkit.stages.metadata.plan import Plan, joined_columns, open_join
+from laionkit.stages.metadata.plan import Joined, Plan
 
 if TYPE_CHECKING:
     from laionkit.backends.source_tables import Batch
@@ -38,15 +38,15 @@ class Preparer:
         self.early_hash = bool(
             "hash" in self.asked or self.lists or config.normalize_urls or config.join
         )
-        self.added = self._join_columns() if config.join else {}
+        self.added = plan.joined.added if plan.joined else {}
 
     def load(self, engine: "LinkEngine") -> None:
         """Read the lists and the joined table into the engine."""
         self._engine = engine
         for name, files in self.lists.items():
             engine.load_list(name, read_lists(files))
-        if self.config.join:
-            engine.load_join(self._joined(), self.config.on)
+        if self.plan.joined:
+            engine.load_join(self._rows_of(self.plan.joined), self.config.on)
 
     def asked_columns(self, reading: Reading, *, links: bool) -> tuple[str, ...]:
         """The columns of a source that the filters ask; with `links`, what the ledger writes."""
@@ -104,18 +104,12 @@ class Preparer:
             )
         return rows.add_column(0, pa.field("key", pa.string()), keys)
 
-    def _joined(self) -> Iterator[pa.Table]:
-        table, on = open_join(self.config)
-        columns = on | self.added
+    def _rows_of(self, joined: Joined) -> Iterator[pa.Table]:
+        columns = {self.config.on: joined.on} | joined.added
         schema = pa.schema([self.plan.schema.field(name) for name in columns])
-        for batch in table.batches(list(dict.fromkeys(columns.values()))):
+        for batch in joined.table.batches(list(columns.values())):
             arrays = [
                 link_rows.repair(batch.table[theirs], schema.field(ours).type)
                 for ours, theirs in columns.items()
             ]
             yield pa.table(arrays, schema=schema)
-
-    def _join_columns(self) -> dict[str, str]:
-        given = {c.lower() for reading in self.plan.readings for c in reading.columns}
-        own = [f for f in self.plan.schema if f.name.lower() in given | {"caption", "hash"}]
-        return joined_columns(self.config, pa.schema(own))

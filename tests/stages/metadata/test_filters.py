@@ -182,6 +182,19 @@ def column_of_hashes(folder: Path, rows: list[dict[str, Any]]) -> list[int]:
     return column(folder / "hashes", "hash")
 
 
+@pytest.mark.parametrize("flag", ["blocklist", "optout", "join"])
+def test_a_list_that_changed_is_not_passed_over(tmp_path, flag):
+    path = source(tmp_path, [link(i) for i in range(4)])
+    beside = tmp_path / "beside.csv"
+    beside.write_text("url,told\nhttp://h1.example/1.jpg,1\n")
+    chosen = {"on": "url", flag: str(beside)} if flag == "join" else {flag: [str(beside)]}
+    first = make(path, tmp_path / "d", **chosen)
+    assert make(path, tmp_path / "d", **chosen).skipped == first.shards
+    beside.write_text("url,told\nhttp://h2.example/2.jpg,1\n")
+    with pytest.raises(StaleOutput, match=r"beside\.csv has changed since .* --fresh"):
+        make(path, tmp_path / "d", **chosen)
+
+
 def test_links_can_be_stored_in_one_spelling(tmp_path):
     rows = [{"url": u, "text": ""} for u in (
         "HTTP://Example.COM:80/A?q=B#part", "https://example.com:443", "http://example.com:8080/x",
