@@ -8,6 +8,7 @@ kind of setting, *how* a stage runs (workers, device), belongs to the Runner.
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -63,6 +64,13 @@ class StageConfig(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(_first_problem(error, type(self).model_fields)) from error
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Let ``help(FetchConfig)`` list the settings, as ``laionkit fetch --help`` does."""
+        lines = (f"    {n}: {' '.join((f.description or '').split())}"
+                 for n, f in cls.model_fields.items())  # fmt: skip
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Settings:", *lines])
 
     @classmethod
     def effort_fields(cls) -> frozenset[str]:
