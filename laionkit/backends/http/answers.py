@@ -51,6 +51,11 @@ class Answer:
     hops: int = 0
     gap_s: float = 0.0
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the server asks to be left alone for a while."""
+        return self.reason == Reason.HTTP_RATE_LIMITED or self.retry_after_s > 0
+
 
 class Refused(Exception):
     """Ends an attempt with a reason."""

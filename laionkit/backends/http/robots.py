@@ -15,7 +15,8 @@ Site = tuple[RobotsRules, str]
 MAX_SITES, MAX_RULES = 100_000, 500_000
 # A longer Crawl-delay is taken for so many seconds.
 MAX_DELAY_S = 10.0
-# A site whose robots.txt could not be had is not asked again so soon, nor for its pictures.
+# A site whose robots.txt could not be had is not asked again so soon, nor for its pictures. (One
+# that is busy is left to rest by who asks.)
 KEEP_FAILED_S = 30.0
 
 
@@ -75,7 +76,8 @@ class RobotsCache:
         if isinstance(asked, Answer):
             if len(self._failed) >= MAX_SITES:
                 self._failed.clear()
-            self._failed[site] = (now + KEEP_FAILED_S, asked)
+            if not asked.is_busy:
+                self._failed[site] = (now + KEEP_FAILED_S, asked)
             return asked
         status, text, time = asked
         self._failed.pop(site, None)

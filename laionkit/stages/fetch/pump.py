@@ -239,7 +239,7 @@ class Pump:
         self.queue.done(
             host,
             failed=answer.reason in NETWORK_REASONS,
-            busy=answer.reason == Reason.HTTP_RATE_LIMITED or answer.retry_after_s > 0,
+            busy=answer.is_busy,
             rest_s=answer.retry_after_s,
             gap_s=answer.gap_s * self.limits.crawl_delay_times,
         )

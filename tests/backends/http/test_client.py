@@ -168,6 +168,21 @@ def test_an_endless_robots_txt_is_read_as_far_as_one_is_and_the_link_then_asked_
     assert answer.reason is None
 
 
+@pytest.mark.parametrize(("status", "then"), [("429", None), ("500", Reason.HTTP_SERVER_ERROR)])
+def test_a_robots_txt_in_trouble_is_not_asked_for_again_soon_unless_it_was_busy(door, status, then):
+    async def run() -> list[Reason | None]:
+        policy = make_policy(FetchConfig(allow_private=True))
+        async with HttpClient(ClientLimits(5.0), policy) as client:
+            door.robots = status
+            first = await client.fetch(f"{door.url}/ok")
+            door.robots = None
+            return [first.reason, (await client.fetch(f"{door.url}/ok")).reason]
+
+    first, second = asyncio.run(run())
+    assert first is not None
+    assert second == then
+
+
 def test_robots_txts_are_forgotten_before_they_fill_the_memory(server, monkeypatch):
     monkeypatch.setattr(robots, "MAX_RULES", 3)
 
