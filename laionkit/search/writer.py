@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -228,5 +229,17 @@ class IndexWriter:
         alive = {info.name for info in self.segments()}
         for name in set(self.folder.folders(SEGMENTS)) - alive:
             shutil.rmtree(self.folder.local_path(f"{SEGMENTS}/{name}"), ignore_errors=True)
-        for half in self.folder.local_path().rglob(".*.tmp"):
-            half.unlink(missing_ok=True)
+        for half in self.folder.local_path().rglob(".*.*.tmp"):
+            if not _is_running(half.suffixes[-2][1:]):
+                half.unlink(missing_ok=True)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether the process that writes a half file is alive: a takedown may come at any time."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError, OverflowError):
+        pass
+    return True

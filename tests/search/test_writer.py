@@ -1,6 +1,7 @@
 """Segments come and go: appended, deleted, compacted, read while a writer writes."""
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -287,10 +288,13 @@ def seen_by_others(dataset: Path) -> int:
 def test_what_killed_builds_left_is_removed(dataset):
     index(str(dataset))
     place = dataset / "index/toy"
-    for left in ("segments/00001/.lists.index.1.tmp", "segments/00007/vectors.index"):
+    ended = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    half, others = f".image.json.{ended.stdout.strip()}.tmp", f".segments.json.{os.getppid()}.tmp"
+    for left in (half, others, "segments/00007/vectors.index"):
         (place / left).parent.mkdir(exist_ok=True)
         (place / left).write_bytes(b"half")
     index(str(dataset), IndexConfig(compact=True))
+    assert [path.name for path in place.glob(".*.tmp")] == [others]
     assert [path.name for path in (place / "segments").iterdir()] == ["00002"]
     check(dataset, np.arange(800))
 
