@@ -22,6 +22,7 @@ def find_repeated_key(
     """
     paths = [*new, *old]
     with tempfile.TemporaryDirectory(prefix="laionkit-keys-") as scratch, duckdb.connect() as con:
+        con.execute("SET enable_progress_bar = false")
         con.execute("SET memory_limit = $1", [MEMORY_LIMIT])
         con.execute("SET temp_directory = $1", [scratch])
         con.execute("CREATE TABLE keys (file INTEGER, key VARCHAR)")

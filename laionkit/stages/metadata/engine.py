@@ -59,15 +59,17 @@ class LinkEngine:
         """Open an engine that spills into `scratch` and can read these local files, no other."""
         self.memory_mb = memory_mb
         self._con = duckdb.connect()
+        self._scanning = self._con.cursor()  # streams while others insert on the connection
         self._con.execute(f"SET memory_limit = '{memory_mb}MB'")
         self._con.execute("SET temp_directory = $1", [str(scratch / "spill")])
-        self._con.execute("SET enable_progress_bar = false")
+        for con in (self._con, self._scanning):
+            con.execute("SET enable_progress_bar = false")
+            con.execute("SET python_enable_replacements = false")
         # Rows are streamed while those before are written: by default 10 MB wait.
-        self._con.execute("SET streaming_buffer_size = '32MB'")
+        self._scanning.execute("SET streaming_buffer_size = '32MB'")
         # A parquet file's statistics leave NaN out, so that DuckDB folds isnan and
         # nullif(x, 'nan') to "there is none": a safety filter would let NaN pass.
         self._con.execute("SET disabled_optimizers = 'statistics_propagation'")
-        self._con.execute("SET python_enable_replacements = false")
         self._con.execute("SET allowed_paths = $1", [list(files)])
         self._con.execute("SET enable_external_access = false")
         self._con.execute("SET lock_configuration = true")
@@ -83,6 +85,7 @@ class LinkEngine:
 
     def close(self) -> None:
         """Close the connection."""
+        self._scanning.close()
         self._con.close()
 
     def check(self, terms: Sequence[Term], schema: pa.Schema) -> None:
@@ -134,8 +137,8 @@ class LinkEngine:
         source = f"read_parquet({quote_text(path)}, file_row_number = true)"
         rows = f"SELECT {picks}, file_row_number AS {ROW} FROM {source}"
         seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
-        con = self._con.cursor()  # others insert on the connection while this one streams
-        with contextlib.closing(con), self.deadline(WHOLE_TIMEOUT_S, con):
+        con = self._scanning
+        with self.deadline(WHOLE_TIMEOUT_S, con):
             counts = {}
             if verdict.conditions != "0":
                 counted = con.execute(

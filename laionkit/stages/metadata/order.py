@@ -120,6 +120,7 @@ class LinkOrder:
         megabytes = self.engine.memory_mb // _SHARE
         paths = [str(path) for path in self._narrow_files()]
         with contextlib.closing(duckdb.connect()) as con:
+            con.execute("SET enable_progress_bar = false")
             con.execute(f"SET memory_limit = '{megabytes}MB'")
             most = con.execute("SELECT current_setting('threads')").fetchall()[0][0]
             con.execute(f"SET threads = {max(1, min(most, megabytes // _MB_A_THREAD))}")
