@@ -9,7 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,28 @@ from laionkit.backends.sources import Source, SourceFile, find_sources
 from laionkit.core.errors import InputError
 
 CHUNK_BYTES = 8 << 20
+TELL_EVERY_S = 10.0
 logger = logging.getLogger("laionkit")
 
 
-def keep_files(sources: Sequence[Source], folder: str) -> list[Source]:
-    """Sources with every remote file replaced by a local copy in `folder`."""
+def keep_files(
+    sources: Sequence[Source], folder: str, tell: Callable[[str], None] = logger.info
+) -> list[Source]:
+    """Sources with every remote file replaced by a local copy in `folder`.
+
+    `tell` takes a line on how far each has come, every few seconds.
+    """
     return [
-        keep_file(source, Path(folder))
+        keep_file(source, Path(folder), tell)
         if isinstance(source, SourceFile) and not source.is_local
         else source
         for source in sources
     ]
 
 
-def keep_file(source: SourceFile, folder: Path) -> SourceFile:
+def keep_file(
+    source: SourceFile, folder: Path, tell: Callable[[str], None] = logger.info
+) -> SourceFile:
     """Download one file, or find it there. Raises InputError where it cannot be had whole."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / _name(source)
@@ -45,29 +54,42 @@ def keep_file(source: SourceFile, folder: Path) -> SourceFile:
     said = {"name": source.name, "identity": source.identity}
     whole = target.exists() and source.size in (-1, target.stat().st_size)
     if not (whole and _read_json(done) == said):
-        _download(source, target, said)
+        _download(source, target, said, _Progress(source, tell))
         done.write_text(json.dumps(said))
     (local,) = find_sources([str(target)])
     assert isinstance(local, SourceFile)
     return local
 
 
-def _download(source: SourceFile, target: Path, said: dict[str, str]) -> None:
+class _Progress:
+    """Tells how far a download has come, at most every few seconds."""
+
+    def __init__(self, source: SourceFile, tell: Callable[[str], None]) -> None:
+        self._name, self._tell, self._due = source.name, tell, 0.0
+        self._whole = f" of {source.size / 1e6:,.1f}" if source.size >= 0 else ""
+
+    def at(self, done: int) -> None:
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + TELL_EVERY_S
+            self._tell(f"{self._name}: {done / 1e6:,.1f}{self._whole} MB")
+
+
+def _download(source: SourceFile, target: Path, said: dict[str, str], progress: _Progress) -> None:
     part = target.with_name(target.name + ".part")
     state = target.with_name(target.name + ".part.json")
     if _read_json(state) != said:
         part.unlink(missing_ok=True)
         state.write_text(json.dumps(said))
     if source.has_ranges and source.size >= 0:
-        _resume(source, part)
+        _resume(source, part, progress)
     else:
-        _stream(source, part)
+        _stream(source, part, progress)
     _verify(source, part)
     part.replace(target)
     state.unlink()
 
 
-def _resume(source: SourceFile, part: Path) -> None:
+def _resume(source: SourceFile, part: Path, progress: _Progress) -> None:
     """Add to a part what it lacks, range by range."""
     start = part.stat().st_size if part.exists() else 0
     remote = RangeFile(source.fs, source.path, source.size, source.name, source.etag)
@@ -75,10 +97,10 @@ def _resume(source: SourceFile, part: Path) -> None:
     with part.open("ab") as file:
         while block := remote.read(CHUNK_BYTES):
             file.write(block)
-            logger.info("%s: %.1f of %.1f MB", source.name, file.tell() / 1e6, source.size / 1e6)
+            progress.at(file.tell())
 
 
-def _stream(source: SourceFile, part: Path) -> None:
+def _stream(source: SourceFile, part: Path, progress: _Progress) -> None:
     """Take a file whole from a server that sends no ranges; a cut begins it anew."""
     why = ""
     for _ in tries():
@@ -86,7 +108,7 @@ def _stream(source: SourceFile, part: Path) -> None:
             with open_stream(source.fs, source.path) as remote, part.open("wb") as file:
                 while block := remote.read(CHUNK_BYTES):
                     file.write(block)
-                    logger.info("%s: %.1f MB", source.name, file.tell() / 1e6)
+                    progress.at(file.tell())
                 return
         except remote_errors() as error:
             why = give_up_or_say(error, source.name)

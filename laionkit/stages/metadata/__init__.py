@@ -11,6 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def metadata(
     started = time.monotonic()
     folder = Folder(dataset)
     records = StageRecords(folder, METADATA)
-    plan = Plan.make(sources, config)
+    plan = Plan.make(sources, config, partial(runner.note, METADATA))
     _require_elsewhere(folder, plan)
     check_filters(plan, config)
     _clear_unfinished(records)

@@ -66,8 +66,10 @@ class Plan:
     joined: Joined | None
 
     @classmethod
-    def make(cls, sources: Sequence[str], config: MetadataConfig) -> "Plan":
-        """Find and open every source, and detect what it is."""
+    def make(
+        cls, sources: Sequence[str], config: MetadataConfig, tell: Callable[[str], None]
+    ) -> "Plan":
+        """Find and open every source, and detect what it is; `tell` hears of downloads."""
         from laionkit.backends.downloads import keep_files
         from laionkit.backends.source_tables import open_table
         from laionkit.backends.sources import SourceFile, find_sources
@@ -78,7 +80,7 @@ class Plan:
         stamps = {}
         found = find_sources(sources)
         if config.download:
-            found = keep_files(found, config.download)
+            found = keep_files(found, config.download, tell)
         for source in found:
             table = open_table(source)
             tables.append(table)

@@ -1,6 +1,7 @@
 """metadata over HTTP, the hub and S3: ranges, cut connections, downloads kept and checked."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,9 @@ import pytest
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.core.progress import Event, Note
 from laionkit.core.records import StageRecords
+from laionkit.core.runner import Runner
 from laionkit.core.worklist import WorkList
 from laionkit.stages.metadata import MetadataConfig, inspect, metadata
 from tests.backends.range_server import COMMIT, serve
@@ -62,8 +65,11 @@ def test_a_download_is_kept_resumed_and_checked(links, tmp_path):
     with serve(links, cut_every=4) as server:
         source = f"{server.url}/links.parquet"
         config = MetadataConfig(download=str(kept))
-        metadata([source], str(tmp_path / "a"), config)
+        seen: list[Event] = []
+        watcher = SimpleNamespace(emit=seen.append)
+        metadata([source], str(tmp_path / "a"), config, runner=Runner(progress=watcher))
         (copy,) = kept.glob("*-links.parquet")
+        assert [e.text for e in seen if isinstance(e, Note) and e.text.endswith(" MB")]
         assert copy.read_bytes() == (links / "links.parquet").read_bytes()
         sent = server.sent
         metadata([source], str(tmp_path / "b"), config)
@@ -217,8 +223,11 @@ def test_what_was_begun_of_another_content_is_thrown_away(links, tmp_path):
     config = MetadataConfig(download=str(kept))
     with serve(links) as server:
         source = f"{server.url}/links.parquet"
-        metadata([source], str(tmp_path / "a"), config)
+        seen: list[Event] = []
+        watcher = SimpleNamespace(emit=seen.append)
+        metadata([source], str(tmp_path / "a"), config, runner=Runner(progress=watcher))
         (copy,) = kept.glob("*-links.parquet")
+        assert [e.text for e in seen if isinstance(e, Note) and e.text.endswith(" MB")]
         said = Path(f"{copy}.source.json").read_text()
         copy.unlink()
         Path(f"{copy}.part").write_bytes(b"x" * 1000)
