@@ -111,11 +111,17 @@ class StageConfig(BaseModel):
 
 def _first_problem(error: ValidationError, fields: Collection[str]) -> str:
     """Turn pydantic's many lines into one: the first field, what is wrong, the value seen."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    # A setting of two kinds ("auto" or a number) has a problem with each of them.
+    same = [
+        p for p in problems if (p["loc"][:1], p["input"]) == (problem["loc"][:1], problem["input"])
+    ]
+    field = ".".join(str(part) for part in problem["loc"][: 1 if len(same) > 1 else None])
     if problem["type"] == "extra_forbidden":
         return f"no setting is called {field!r}{did_you_mean(field, fields)}"
-    said = problem["msg"].removeprefix("Value error, ")
+    messages = [p["msg"].removeprefix("Value error, ") for p in same]
+    said = " or ".join([messages[0], *(m.removeprefix("Input should be ") for m in messages[1:])])
     return f"{field}={problem['input']!r}: {said}" if field else said
 
 

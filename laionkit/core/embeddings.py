@@ -8,7 +8,7 @@ metadata/metadata_SHARD.parquet (``image_path`` = the sample's key, caption, …
 
 from dataclasses import dataclass
 
-from laionkit.core.errors import InputError, did_you_mean
+from laionkit.core.errors import ConfigError, InputError, did_you_mean
 from laionkit.core.files import Folder
 from laionkit.core.records import ShardRecord, StageMade, StageRecords
 from laionkit.core.schemas import RECORDS
@@ -45,13 +45,22 @@ class EmbeddingRef:
         )
 
 
-def model_folder_name(spec: str) -> str:
-    """The short name of a model, as folders spell it.
+def model_folder_name(spec: str, as_name: str | None = None) -> str:
+    """The short name of a model, as folders spell it; `as_name` where the user gave it one.
+
+    Raises ConfigError where that is none that a folder below ``embeddings/`` can have.
 
     >>> model_folder_name("ViT-L-14-quickgelu/openai")
     'ViT-L-14-quickgelu_openai'
     """
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in spec).strip("_.")
+    name = as_name or spec
+    clean = "".join(c if c.isalnum() or c in "-._" else "_" for c in name).strip("_.")
+    if as_name and clean != as_name:
+        raise ConfigError(
+            f"as={as_name!r} cannot be a folder's name: letters, digits, - . and _ can, as in "
+            f"{clean or 'mine'}"
+        )
+    return clean
 
 
 def embed_stage(model: str) -> str:

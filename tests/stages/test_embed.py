@@ -218,6 +218,22 @@ def test_no_model_lists_five_good_ones(tmp_path):
         embed(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"batch_size": 0}, "batch_size=0: Input should be 'auto' or greater than or equal to 1"),
+        ({"decoders": "x"}, "decoders='x': Input should be 'auto' or a valid integer"),
+        ({"as_name": "../x"}, r"as='\.\./x' cannot be a folder's name.*as in x"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(setting, words, tmp_path, settings):
+    write_shards(tmp_path, {"00000": shard_of(0, 1)})
+    with pytest.raises(ConfigError, match=words) as caught:
+        embed(str(tmp_path), EmbedConfig.build({**settings, **setting}, "embed"), runner=CPU)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "embeddings").exists()
+
+
 def test_a_folder_without_shards_says_what_to_run_first(tmp_path, settings):
     with pytest.raises(InputError, match="no image shards: run laionkit fetch or adopt"):
         embed(str(tmp_path), EmbedConfig(**settings))

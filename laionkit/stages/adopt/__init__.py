@@ -89,7 +89,7 @@ def adopt(
     if tars:
         reports.append(_Adoption(place, home, config, runner, "").run(tars))
     if embeddings:
-        model = config.as_name or model_folder_name(config.model or str(config.backbone_id))
+        model = model_folder_name(config.model or str(config.backbone_id), config.as_name)
         reports.append(_Adoption(place, home, config, runner, model).run(embeddings))
     return _sum(reports)
 

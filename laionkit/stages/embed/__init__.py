@@ -9,7 +9,9 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from laionkit.core.config import Effort, Names, StageConfig
 from laionkit.core.embeddings import embed_stage, model_folder_name, score_stage
@@ -48,7 +50,7 @@ class EmbedConfig(StageConfig):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number type of the model: auto is bf16 where the device is fast at it (GPUs since 2020, CPUs
     with AVX512-BF16 or AMX), else fp32. Vectors are normalised in fp32 always."""
-    batch_size: Literal["auto"] | int = "auto"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Pictures a batch; auto finds what fits the device's memory and is stored."""
     compile: bool = False
     """Let torch.compile fuse the image tower: minutes at the start, faster for millions of
@@ -63,7 +65,7 @@ class EmbedConfig(StageConfig):
     labels: Effort[str | None] = None
     """A file of labels, one a line: each picture's best one becomes a column called as the file
     is, and its probability among them another."""
-    decoders: Effort[Literal["auto"] | int] = "auto"
+    decoders: Effort[Literal["auto"] | Annotated[int, Field(ge=1)]] = "auto"
     """Decoding processes; auto leaves one core to the model where there are several."""
 
 
@@ -83,7 +85,7 @@ def embed(
     box = ModelBox(config.model, config.backbone_id)
     facts = box.loaded().facts()
     scorers, lookers = _open_heads(config, box)
-    model = config.as_name or model_folder_name(config.model)
+    model = model_folder_name(config.model, config.as_name)
     records = StageRecords(folder, embed_stage(model))
     config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
     heads = {scorer.column: scorer.facts() for scorer in scorers}
