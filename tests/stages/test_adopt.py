@@ -120,6 +120,13 @@ def test_a_key_in_two_tars_is_one_line_that_names_both_and_leaves_nothing(tmp_pa
     assert len(list_shards(Folder(tmp_path / "d"))) == 1
 
 
+def test_a_tar_that_would_be_unpacked_elsewhere_is_one_line(tmp_path):
+    write_tar(tmp_path / "web/00000.tar", {"../../out.jpg": picture(0)})
+    with pytest.raises(InputError, match=r"00000\.tar has the key '\.\./\.\./out'"):
+        take(tmp_path / "web", tmp_path / "d")
+    assert not list_shards(Folder(tmp_path / "d"))
+
+
 def test_a_member_twice_in_one_tar_is_one_line(tmp_path):
     (tmp_path / "web").mkdir()
     with tarfile.open(tmp_path / "web/00000.tar", "w") as tar:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from laionkit.backends.line_tables import json_array, json_type, load_json
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.core.keys import require_inside
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import FETCHED_COLUMNS, PUBLISHED_COLUMNS, Reason, Status
 from laionkit.core.tars import Member, image_member, read_contents, read_member, read_text
@@ -30,6 +31,7 @@ def table_counts(folder: Folder, path: str) -> Counts:
             names = parquet.schema_arrow.names
             if "key" not in names:
                 raise InputError(f"{path} has no column key; it has {', '.join(names)}")
+            require_inside(parquet.read(columns=["key"])["key"].cast(pa.string()), path)
             if "status" not in names:
                 return Counts.of(parquet.metadata.num_rows, {})
             wanted = [name for name in ("status", "reason") if name in names]
@@ -74,7 +76,7 @@ def table_of_tar(file: BinaryIO, name: str) -> tuple[pa.Table, str]:
 
     Columns: url, caption, img2dataset's, then whatever else the samples' JSON files say, under
     our names. Sizes are the JSON's, else the picture's own. Raises InputError where a member of
-    the tar called `name` comes twice.
+    the tar called `name` comes twice or would be unpacked outside of a folder.
     """
     contents = read_contents(file)
     if contents.repeated:
@@ -89,6 +91,7 @@ def table_of_tar(file: BinaryIO, name: str) -> tuple[pa.Table, str]:
     ]
     rows += [_lost(key, Reason.CORRUPT_TAR, contents.damage) for key in contents.cut]
     table = pa.Table.from_pylist(rows, schema=TABLE_SCHEMA)
+    require_inside(table["key"], name)
     return with_said(table, [*said, *({} for _ in contents.cut)]), contents.damage
 
 
