@@ -9,15 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.errors import ConfigError
 
 DEFAULT_SHARD_SIZE = 10_000
 MIN_SHARD_DIGITS = 5
-# Keys name members of tars that others unpack: none may lead out of the folder they unpack to.
-_LEADS_OUT = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|\x00"
 
 
 @dataclass(frozen=True)
@@ -87,16 +84,3 @@ def _indices(shard_size: int, digits: int) -> NDArray[np.uint8]:
     """The digits of each index of a shard as ASCII, (shard_size, digits)."""
     powers = 10 ** np.arange(digits - 1, -1, -1)
     return (np.arange(shard_size)[:, None] // powers % 10 + ord("0")).astype(np.uint8)
-
-
-def require_inside(keys: pa.Array | pa.ChunkedArray, where: str) -> None:
-    """Refuse keys of other tools that lead out of a folder, such as ``../a``.
-
-    Raises InputError naming `where` they stand and the first such key.
-    """
-    bad = keys.filter(pc.match_substring_regex(keys, _LEADS_OUT))
-    if len(bad):
-        raise InputError(
-            f"{where} has the key {bad[0].as_py()!r}, which leads out of the folder its tar is "
-            "unpacked to: give its samples other names"
-        )

@@ -17,6 +17,7 @@ from laionkit.core.runner import Runner, StageReport
 from laionkit.core.shards import list_shards
 from laionkit.core.table import DatasetTable
 from laionkit.stages.adopt import AdoptConfig, adopt
+from laionkit.stages.adopt.shards import require_inside
 from laionkit.stages.subset import SubsetConfig, subset
 from tests.small_dataset import SmallDataset, laion_rows, picture
 
@@ -118,6 +119,13 @@ def test_a_key_in_two_tars_is_one_line_that_names_both_and_leaves_nothing(tmp_pa
     with pytest.raises(InputError, match="both hold key 'same'"):
         take(tmp_path / "other", tmp_path / "d")
     assert len(list_shards(Folder(tmp_path / "d"))) == 1
+
+
+@pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/a", "..\\a", "..", "a\0b"])
+def test_a_key_that_leads_out_of_a_folder_is_refused(key):
+    require_inside(pa.array(["000010005", "a/b/c", "a..b", "...", None]), "00000.tar")
+    with pytest.raises(InputError, match=r"00000\.tar has the key"):
+        require_inside(pa.array(["000010005", key]), "00000.tar")
 
 
 def test_a_tar_that_would_be_unpacked_elsewhere_is_one_line(tmp_path):

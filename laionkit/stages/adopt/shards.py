@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laionkit.backends.line_tables import json_array, json_type, load_json
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
-from laionkit.core.keys import require_inside
 from laionkit.core.progress import Counts
 from laionkit.core.schemas import FETCHED_COLUMNS, PUBLISHED_COLUMNS, Reason, Status
 from laionkit.core.tars import Member, image_member, read_contents, read_member, read_text
@@ -21,6 +21,8 @@ from laionkit.ops.link_rows import repair
 TABLE_SCHEMA = pa.schema([("url", pa.string()), ("caption", pa.string()), *FETCHED_COLUMNS.items()])
 _SIZE_BYTES = 1 << 16
 _MAX_JSON_BYTES = 1 << 24
+# Keys name members of tars that others unpack: none may lead out of the folder they unpack to.
+_LEADS_OUT = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|\x00"
 
 
 def table_counts(folder: Folder, path: str) -> Counts:
@@ -45,6 +47,19 @@ def table_counts(folder: Folder, path: str) -> Counts:
             why = reason or status or Reason.ENGINE_FAILED.value
             reasons[why] = reasons.get(why, 0) + 1
     return Counts.of(len(rows["status"]) - sum(reasons.values()), reasons)
+
+
+def require_inside(keys: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """Refuse keys of other tools that lead out of a folder, such as ``../a``.
+
+    Raises InputError naming `where` they stand and the first such key.
+    """
+    bad = keys.filter(pc.match_substring_regex(keys, _LEADS_OUT))
+    if len(bad):
+        raise InputError(
+            f"{where} has the key {bad[0].as_py()!r}, which leads out of the folder its tar is "
+            "unpacked to: give its samples other names"
+        )
 
 
 def named_table(folder: Folder, path: str) -> pa.Table | None:
