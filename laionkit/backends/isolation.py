@@ -219,8 +219,12 @@ def _receive_exactly(source: socket.socket, size: int) -> bytearray:
 def _nursery_main(control: socket.socket) -> None:
     """Fork on request, tell how a child ended on request, end with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    (size,) = _NUMBER.unpack(_receive_exactly(control, _NUMBER.size))
-    work, timeout_s = pickle.loads(_receive_exactly(control, size))
+    try:
+        (size,) = _NUMBER.unpack(_receive_exactly(control, _NUMBER.size))
+        start_with = _receive_exactly(control, size)
+    except (OSError, EOFError):  # the parent was stopped before it could say what to run
+        return
+    work, timeout_s = pickle.loads(start_with)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _bound_memory()
     # Where memory runs out, the kernel shall take one of these, not who feeds them.

@@ -1,13 +1,17 @@
 """Decoders that really die: by a signal, by the kernel's hand, or never coming back."""
 
 import os
+import socket
 import struct
+import subprocess
+import sys
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from laionkit.backends import isolation
 from laionkit.backends.isolation import MEMORY_BYTES, CallDied, Isolated
 from laionkit.core.errors import StageFailed
 from laionkit.core.runner import Runner
@@ -171,6 +175,15 @@ def test_no_process_is_left_behind():
     group = [isolated._nursery._process.pid, isolated._idle[0]._pid]
     isolated.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in group)
+
+
+def test_a_nursery_whose_parent_was_stopped_at_once_ends_without_a_word():
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.close()
+        command = [sys.executable, "-m", isolation.__name__, str(theirs.fileno())]
+        ended = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_hostile_bytes_only_ever_give_a_row():
