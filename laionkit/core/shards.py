@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.core.ahead import OneAhead
+from laionkit.core.ahead import Behind
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
 from laionkit.core.records import ShardRecord, StageRecords
@@ -27,7 +27,7 @@ class ShardWriter:
     """Writes samples into one open tar, keys in ascending order unless `ordered` is False."""
 
     def __init__(
-        self, file: HashingFile, *, ordered: bool = True, behind: OneAhead | None = None
+        self, file: HashingFile, *, ordered: bool = True, behind: Behind | None = None
     ) -> None:
         """Write into `file`, by way of `behind` where it is given; the caller owns both."""
         self._ordered, self._behind = ordered, behind

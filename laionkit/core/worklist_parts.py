@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laionkit.core.ahead import OneAhead
+from laionkit.core.ahead import Behind
 from laionkit.core.files import Folder, HashingFile, Written
 from laionkit.core.keys import KeyScheme
 from laionkit.core.schemas import METADATA
@@ -47,7 +47,7 @@ class PartWriter:
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
         self._open: _OpenPart | None = None
-        self._encoder = OneAhead()  # shards are encoded while the next rows come
+        self._encoder = Behind(4)  # shards are encoded while the next rows come
 
     def add(self, table: pa.Table) -> None:
         """Take rows; whole shards are written at once."""

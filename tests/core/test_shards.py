@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laionkit.core.ahead import OneAhead
+from laionkit.core.ahead import Behind
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, HashingFile
 from laionkit.core.shards import ShardWriter, sample_frames
@@ -213,7 +213,7 @@ def test_a_tar_written_behind_is_the_same_and_says_what_failed(tmp_path, monkeyp
     monkeypatch.setattr("laionkit.core.shards._WRITE_BYTES", 4096)
     samples = {f"{n:05d}": {"jpg": bytes([n]) * (n * 700), "txt": b"x" * n} for n in range(12)}
     write(Folder(tmp_path), samples, "plain.tar")
-    with contextlib.closing(OneAhead()) as behind:
+    with contextlib.closing(Behind()) as behind:
         with Folder(tmp_path).create("behind.tar") as file, ShardWriter(file, behind=behind) as tar:
             for key, members in samples.items():
                 tar.add(key, members)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laionkit.core.ahead import OneAhead
+from laionkit.core.ahead import Behind
 from laionkit.core.files import Folder, Written
 from laionkit.core.schemas import METADATA, Reason
 
@@ -44,7 +44,7 @@ class Ledger:
         self._folder, self._reasons = folder, reasons
         self._sources = pa.array(list(sources), pa.string())
         self._stack = contextlib.ExitStack()
-        self._encoder = OneAhead()  # a row group is encoded while the next rows come
+        self._encoder = Behind(3)  # row groups are encoded while the next rows come
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
 

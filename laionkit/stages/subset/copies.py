@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from laionkit.core.ahead import OneAhead
+from laionkit.core.ahead import Behind
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
 from laionkit.core.shards import ShardWriter, sample_frames
@@ -49,7 +49,7 @@ def write_copies(
         return part
     with (
         folder.create(f"{name}.tar") as file,
-        contextlib.closing(OneAhead()) as behind,
+        contextlib.closing(Behind()) as behind,
         ShardWriter(file, ordered=config.shuffle_seed is None, behind=behind) as tar,
     ):
         if reshape is None and pictures.is_local:
