@@ -13,8 +13,9 @@ from laionkit.core.errors import StaleOutput
 from laionkit.core.files import Folder, Written
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
-from laionkit.core.schemas import SCORE_SCHEMA, SCORES
+from laionkit.core.schemas import SCORE_SCHEMA, SCORES, column_for
 
+CLIP_SIMILARITY = "clip_similarity"
 PROVENANCE_KEY = "laionkit"
 # What of a model's facts a score depends on: where its weights lay does not.
 MODEL_FACTS = ("backbone", "weights_sha256", "preprocess", "provenance")
@@ -27,6 +28,18 @@ class ColumnConfig(StageConfig):
     """The head's name."""
     model: str
     """Short name of the model whose embeddings are scored."""
+
+
+def similarity_column(dataset: Folder, model: str) -> str:
+    """The column of a model's cosines of picture and caption.
+
+    It is ``clip_similarity`` for the dataset's first model; for another one, whose cosines are
+    others, its name stands behind that.
+    """
+    made = StageRecords(dataset, score_stage(CLIP_SIMILARITY)).made()
+    if made is None or made.config["model"] == model:
+        return CLIP_SIMILARITY
+    return column_for(f"{CLIP_SIMILARITY}_{model}")
 
 
 def begin_column(

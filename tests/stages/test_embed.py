@@ -27,6 +27,7 @@ from laionkit.ops.vectors import unit_rows
 from laionkit.stages.embed import EmbedConfig, embed, worker
 from laionkit.stages.embed.worker import EmbedWorker
 from laionkit.stages.score import ScoreConfig, score
+from tests.small_clip import write_small_clip
 from tests.stages.shards import picture, shard_of, write_shard, write_shards
 
 CPU = Runner(device="cpu")
@@ -94,6 +95,23 @@ def test_scoring_later_gives_the_same_values(embedded, settings, tmp_path):
         folder.remove(f".laionkit/score/clip_similarity/{file[-13:-8]}.json")
     score(str(tmp_path), ScoreConfig(heads=("clip_similarity",)))
     assert [folder.read_bytes(f) for f in score_files(folder, "clip_similarity")] == before
+
+
+def test_a_second_models_cosines_have_a_column_of_their_own(settings, tmp_path):
+    dataset = tmp_path / "dataset"
+    folder = write_shards(dataset, {"00000": shard_of(0, 4)})
+    (tmp_path / "other").mkdir()
+    other = f"local-dir:{write_small_clip(tmp_path / 'other', seed=1)}"
+    embed(str(dataset), EmbedConfig(**settings, batch_size=3), runner=CPU)
+    second = EmbedConfig(model=other, precision="fp32", as_name="Other-1", batch_size=3)
+    report = embed(str(dataset), second, runner=CPU)
+    assert "scores/clip_similarity_other_1" in report.outputs
+    for column, model in {"clip_similarity": "small", "clip_similarity_other_1": "Other-1"}.items():
+        values = folder.read_table(score_files(folder, column)[0])["value"].to_numpy()
+        images, texts = (unit_rows(vectors(folder, kind, model)) for kind in ("image", "text"))
+        np.testing.assert_allclose(values, (images * texts).sum(axis=1), atol=1e-6)
+    heads = ScoreConfig(heads=("clip_similarity",), as_name="Other-1")
+    assert score(str(dataset), heads).skipped == 1
 
 
 def test_facts_say_whose_embeddings_these_are(embedded):

@@ -17,8 +17,7 @@ from laionkit.backends.heads.prompts import Encoder, is_prompt, open_labels, ope
 from laionkit.backends.heads.published import PUBLISHED, heads_that_fit
 from laionkit.core.errors import ConfigError
 from laionkit.core.schemas import RESERVED_COLUMNS, column_for
-
-CLIP_SIMILARITY = "clip_similarity"
+from laionkit.core.scores import CLIP_SIMILARITY
 
 
 class Scorer(Protocol):
@@ -85,14 +84,21 @@ def open_scorers(
     has_text: bool,
     encoder: Encoder,
     labels: tuple[str, str] | None = None,
+    similarity: str = CLIP_SIMILARITY,
 ) -> list[Scorer]:
     """The scorers of these names for a backbone's embeddings.
 
     `encoder` loads the model that made them, where words must be embedded; `labels` is a file of
-    labels, (path, text). Raises ConfigError for an unknown name, one of another backbone, or one
-    that needs captions where none were embedded.
+    labels, (path, text); `similarity` names the column of ``clip_similarity``. Raises ConfigError
+    for an unknown name, one of another backbone, or one that needs captions where none were
+    embedded.
     """
-    scorers = [_open(name, backbone, encoder) for name in dict.fromkeys(names)]
+    scorers: list[Scorer] = [
+        SimilarityScorer(similarity)
+        if column_for(name) == CLIP_SIMILARITY
+        else _open(name, backbone, encoder)
+        for name in dict.fromkeys(names)
+    ]
     if labels is not None:
         scorers += open_labels(*labels, encoder)
     columns = [scorer.column for scorer in scorers]
@@ -109,8 +115,6 @@ def open_scorers(
 
 
 def _open(name: str, backbone: str, encoder: Encoder) -> Scorer:
-    if column_for(name) == CLIP_SIMILARITY:
-        return SimilarityScorer()
     if name.partition("=")[0] == "watermark":
         raise ConfigError(
             "head watermark looks at pictures, not at embeddings: it runs in embed's pass, "

@@ -20,7 +20,12 @@ from laionkit.core.files import Folder
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, Site, StageReport, Task, Worker
 from laionkit.core.schemas import EMBEDDINGS, SCORES
-from laionkit.core.scores import begin_column, read_labels
+from laionkit.core.scores import (
+    CLIP_SIMILARITY,
+    begin_column,
+    read_labels,
+    similarity_column,
+)
 from laionkit.core.shards import ShardRef, list_shards
 
 if TYPE_CHECKING:
@@ -84,8 +89,8 @@ def embed(
         raise InputError(f"{dataset} has no image shards: run laionkit fetch or adopt first")
     box = ModelBox(config.model, config.backbone_id)
     facts = box.loaded().facts()
-    scorers, lookers = _open_heads(config, box)
     model = model_folder_name(config.model, config.as_name)
+    scorers, lookers = _open_heads(config, box, similarity_column(folder, model))
     records = StageRecords(folder, embed_stage(model))
     config = runner.begin(records, config, auto=_auto(config, box, runner), facts=facts)
     heads = {scorer.column: scorer.facts() for scorer in scorers}
@@ -104,11 +109,11 @@ def embed(
 
 
 def _open_heads(
-    config: EmbedConfig, box: "ModelBox"
+    config: EmbedConfig, box: "ModelBox", similarity: str
 ) -> tuple[list["Scorer"], list["WatermarkHead"]]:
     """What scores vectors, and what looks at the pictures themselves. Raises ConfigError."""
     from laionkit.backends.clip.model import text_encoder
-    from laionkit.backends.heads.scorers import CLIP_SIMILARITY, open_scorers
+    from laionkit.backends.heads.scorers import open_scorers
     from laionkit.backends.heads.watermark import WatermarkHead, is_watermark
 
     looking = [name for name in config.heads if is_watermark(name)]
@@ -119,6 +124,7 @@ def _open_heads(
         has_text=config.text,
         encoder=lambda: text_encoder(box.loaded()),
         labels=read_labels(config.labels),
+        similarity=similarity,
     )
     return scorers, [WatermarkHead(name) for name in looking[:1]]
 

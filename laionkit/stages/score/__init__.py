@@ -26,7 +26,13 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
-from laionkit.core.scores import begin_column, has_words, read_labels, write_scores
+from laionkit.core.scores import (
+    begin_column,
+    has_words,
+    read_labels,
+    similarity_column,
+    write_scores,
+)
 from laionkit.ops.vectors import unit_rows
 
 if TYPE_CHECKING:
@@ -86,6 +92,7 @@ def score(
         has_text=has_text,
         encoder=functools.partial(load_encoder, model, facts),
         labels=read_labels(config.labels),
+        similarity=similarity_column(folder, model),
     )
     tasks = [Task(ref.name, {embed_stage(model): ref.content}, ref.rows) for ref in refs.values()]
     settled = [
