@@ -126,9 +126,10 @@ def _chart(histogram: Histogram) -> str:
     for threshold in histogram.thresholds if span else ():
         x = _WIDTH * (threshold - histogram.low) / span
         bars.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_HEIGHT}"/>')
+    low, high = histogram.low + 0.0, histogram.high + 0.0  # never "-0"
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(bars)}</svg><figcaption>'
-        f"<span>{histogram.low:.4g}</span><span>{said}</span><span>{histogram.high:.4g}</span>"
+        f"<span>{low:.4g}</span><span>{said}</span><span>{high:.4g}</span>"
         "</figcaption></figure>"
     )
 
