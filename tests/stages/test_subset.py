@@ -1,6 +1,7 @@
 """subset: what stays, why the rest does not, what is written, and what stops it."""
 
 import gc
+import io
 import json
 import re
 import shutil
@@ -316,6 +317,20 @@ def test_what_a_tar_does_not_hold_is_dropped_with_its_reason(dataset):
     assert report.counts.reasons["corrupt_tar"] > 0
     assert report.counts.adds_up()
     assert dropped(dataset)[dataset.key(19)][0] == "corrupt_tar"
+
+
+def test_a_tar_that_was_replaced_by_another_is_one_line(dataset):
+    path = dataset.path / "shards/00001.tar"
+    with tarfile.open(path) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data) + 1024
+            tar.addfile(info, io.BytesIO(data + bytes(1024)))
+    with pytest.raises(InputError, match=r"00001\.tar has .* it was replaced since"):
+        run(dataset)
+    assert not (dataset.path / "subsets/best/kept.parquet").exists()
 
 
 def test_a_run_that_dies_leaves_what_was_there(dataset, monkeypatch):

@@ -29,7 +29,10 @@ MAX_RANGE = 8 << 20
 
 
 def locate(selection: Selection, dataset: Folder) -> None:
-    """Find where each picture that stays lies in its tar; drop what its tar does not hold."""
+    """Find where each picture that stays lies in its tar; drop what its tar does not hold.
+
+    Raises InputError for a tar that is whole and not the one that was recorded.
+    """
     table = selection.table
     refs = {ref.name: ref for ref in list_shards(dataset)}
     shards, damages = selection.shards(), {}
@@ -38,6 +41,8 @@ def locate(selection: Selection, dataset: Folder) -> None:
         for shard in shards[start : start + SHARDS_AT_ONCE]:
             with dataset.open(refs[shard].tar) as file:
                 images, damages[shard] = read_images(file)
+                if not damages[shard]:
+                    _require_same(refs[shard], file.seek(0, os.SEEK_END))
             found.append(images.append_column(SHARD, pa.repeat(shard, len(images))))
         table.insert("in_tars", pa.concat_tables(found))
     table.execute(
@@ -53,6 +58,15 @@ def locate(selection: Selection, dataset: Folder) -> None:
         if gone:
             keys = {"key": [r["key"] for r in gone], "value": [damages[r[SHARD]] for r in gone]}
             selection.drop("picture in its tar", reason, pa.table(keys))
+
+
+def _require_same(ref: ShardRef, size: int) -> None:
+    if size != ref.tar_bytes:
+        raise InputError(
+            f"{ref.tar} has {size:,} bytes and had {ref.tar_bytes:,} when it was recorded: it was "
+            "replaced since, and scores and index may not be of its pictures. Put the old one "
+            "back, or make the dataset anew from this one"
+        )
 
 
 def view_cells(rows: pa.Table) -> list[list[Any]]:
