@@ -26,6 +26,7 @@ _SPACES = "chr(32) || chr(9) || chr(10) || chr(13)"
 CODE, VALUE, ROW, SOURCE, BLOCKED, OPTED_OUT = (
     INNER_PREFIX + name for name in ("code", "value", "row", "source", "blocked", "opted_out")
 )
+PAST_NULL = -1  # in place of 0 where a null let a row meet the conditions
 _SAFETY_COLUMNS = ("punsafe", "pwatermark")
 _SAFETY_MARKS = ("nsfw", "unsafe")
 
@@ -48,7 +49,8 @@ class Verdict:
     """SQL over a table of rows: `code`, the `value` a dropped row's reason saw, `kept_null`.
 
     `conditions` is the code of the filter's conditions alone, which seldom needs a wide column;
-    `conditions_told` has -1 where a null let a row meet them; `rest` is that of the steps after.
+    `rest` is that of the steps after. `code_told` and `conditions_told` have PAST_NULL where a
+    null let a row meet the conditions.
     `sieve` holds for every row that meets the conditions, so does `sieve_without_nulls` where no
     null let one. They compare columns with literals, by which a scan skips what it need not read;
     NaN they may let pass.
@@ -56,6 +58,7 @@ class Verdict:
     """
 
     code: str
+    code_told: str
     conditions: str
     conditions_told: str
     rest: str
@@ -128,9 +131,10 @@ def build_verdict(
         )
         cases.append(f"WHEN {drawn} >= {share!r} THEN {reasons.code(Reason.NOT_SAMPLED)}")
     past_null = " OR ".join(f"({sql})" for sql in kept_null.values())
-    met = f"CASE WHEN {past_null} THEN -1 ELSE 0 END" if past_null else "0"
+    met = f"CASE WHEN {past_null} THEN {PAST_NULL} ELSE 0 END" if past_null else "0"
     return Verdict(
         _case(cases),
+        _case(cases, met),
         _case(cases[:conditions]),
         _case(cases[:conditions], met),
         _case(cases[conditions:]),

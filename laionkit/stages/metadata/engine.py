@@ -6,7 +6,7 @@ and terms that ``parse_where`` printed reach it, and it can open no file.
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from laionkit.core.errors import ConfigError, StageFailed
 from laionkit.ops.laion_schemas import INNER_PREFIX
-from laionkit.ops.link_filters import CODE, ROW, VALUE, Verdict
+from laionkit.ops.link_filters import CODE, PAST_NULL, ROW, VALUE, Verdict
 from laionkit.ops.predicates import Term, quote_name, quote_text
 
 BATCH_TIMEOUT_S = 300.0
@@ -129,29 +129,19 @@ class LinkEngine:
     ) -> Iterator[Scanned]:
         """Judge a local parquet file where it lies, reading what a verdict needs and no more.
 
-        `picks` is SQL of the columns of `schema`. What the conditions say is counted first, which
-        tells whether a null let a row pass them: where none did, the kept rows are found by a
-        sieve that skips what none of them is in. The dropped rows come before the kept ones, each
-        in order. With `full` they come as rows, else as counts.
+        `picks` is SQL of the columns of `schema`. What is dropped comes first, with `full` as rows
+        in order, else as counts of what the conditions say. It tells whether a null let a row
+        pass: where none did, the kept rows are found by a sieve that skips what none of them is
+        in. They come last, in order.
         """
         source = f"read_parquet({quote_text(path)}, file_row_number = true)"
         rows = f"SELECT {picks}, file_row_number AS {ROW} FROM {source}"
         seen = f"SELECT *{_nan_as_null(schema)} FROM ({rows})"
         con = self._scanning
         with self.deadline(WHOLE_TIMEOUT_S, con):
-            counts = {}
-            if verdict.conditions != "0":
-                counted = con.execute(
-                    f"SELECT {CODE}, count(*) FROM (SELECT ({verdict.conditions_told})::SMALLINT "
-                    f"AS {CODE} FROM ({seen})) GROUP BY 1 ORDER BY 1"
-                ).fetchall()
-                counts = dict(counted)
-            if -1 not in counts:
+            past_null = yield from (_dropped if full else _counted)(con, seen, verdict, schema)
+            if not past_null:
                 verdict = replace(verdict, sieve=verdict.sieve_without_nulls, kept_null={})
-            if full:
-                yield from _dropped(con, seen, verdict, schema)
-            else:
-                yield Scanned(counts={code: rows for code, rows in counts.items() if code > 0})
             seen = f"{seen} WHERE {verdict.sieve}"
             yield from _kept(con, seen, verdict, schema, count=not full)
 
@@ -257,18 +247,38 @@ class LinkEngine:
             timer.cancel()
 
 
+def _counted(
+    con: duckdb.DuckDBPyConnection, seen: str, verdict: Verdict, _: pa.Schema
+) -> Generator[Scanned, None, bool]:
+    """How many rows each condition drops; returns whether a null let one pass them."""
+    if verdict.conditions == "0":
+        return False
+    found = con.execute(
+        f"SELECT {CODE}, count(*) FROM (SELECT ({verdict.conditions_told})::SMALLINT "
+        f"AS {CODE} FROM ({seen})) GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    yield Scanned(counts={code: rows for code, rows in found if code > 0})
+    return any(code == PAST_NULL for code, _ in found)
+
+
 def _dropped(
     con: duckdb.DuckDBPyConnection, seen: str, verdict: Verdict, schema: pa.Schema
-) -> Iterator[Scanned]:
-    """What the ledger says of each row that a verdict drops."""
+) -> Generator[Scanned, None, bool]:
+    """What the ledger says of each dropped row; returns whether a null let one be kept."""
     links = [name for name in ("url", "path") if name in schema.names]
     found = con.sql(
-        f"SELECT {ROW}, coalesce({', '.join(links)}) AS link, {CODE}::USMALLINT AS {CODE}, "
-        f"{verdict.value} AS {VALUE} FROM (SELECT *, {verdict.code} AS {CODE} FROM ({seen})) "
-        f"WHERE {CODE} > 0"
+        f"SELECT {ROW}, coalesce({', '.join(links)}) AS link, {CODE}::SMALLINT AS {CODE}, "
+        f"{verdict.value} AS {VALUE} FROM (SELECT *, {verdict.code_told} AS {CODE} FROM ({seen})) "
+        f"WHERE {CODE} <> 0"
     )
+    past_null = False
     for batch in found.to_arrow_reader(SCAN_ROWS):
-        yield Scanned(dropped=pa.Table.from_batches([batch]))
+        rows = pa.Table.from_batches([batch])
+        is_dropped = rows[CODE].to_numpy() != PAST_NULL
+        if not is_dropped.all():
+            past_null, rows = True, rows.filter(pa.array(is_dropped))
+        yield Scanned(dropped=rows)
+    return past_null
 
 
 def _kept(
