@@ -1,5 +1,6 @@
 """The house rules hold: lint, format, types, import directions, spelling, light help."""
 
+import ast
 import subprocess
 import sys
 import time
@@ -60,8 +61,23 @@ def test_no_module_is_longer_than_400_lines():
     assert long == {}
 
 
+def test_no_engine_draws_a_progress_bar_into_what_a_command_prints():
+    """DuckDB draws one on stdout once a query takes two seconds, in the midst of --json."""
+    opened = [
+        (path, ast.get_source_segment(text, node) or "")
+        for path in sorted((ROOT / "laionkit").rglob("*.py"))
+        if "duckdb.connect(" in (text := path.read_text())
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    opened = [(path, body) for path, body in opened if "duckdb.connect(" in body]
+    assert len(opened) >= 4
+    for path, body in opened:
+        assert "SET enable_progress_bar = false" in body, path
+
+
 def test_help_is_ready_within_a_second():
-    """A generous bound for a busy machine; benchmarks/help.py measures the half second."""
+    """A generous bound for a busy machine: half a second is usual."""
     best = min(_seconds(sys.executable, "-m", "laionkit", "--help") for _ in range(3))
     assert best < 1.0
 
