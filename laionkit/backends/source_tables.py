@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from laionkit.backends.sources import PictureFolder, Source, SourceFile
+from laionkit.backends.sources import SourceFile
 from laionkit.core.errors import InputError
 
 HEAD_ROWS = 1_000
@@ -55,26 +55,6 @@ class SourceTable(Protocol):
 
     def statistics(self) -> dict[str, tuple[int, Any, Any]]:
         """Column → nulls, least and greatest over all rows, for columns of which they are known."""
-
-
-def open_table(file: Source) -> SourceTable:
-    """Open a source by its format. Raises InputError where it is not what its name says."""
-    if isinstance(file, PictureFolder):
-        from laionkit.backends.picture_folders import PictureTable
-
-        return PictureTable(file)
-    from laionkit.backends.csv_tables import CsvTable
-    from laionkit.backends.line_tables import LinesTable
-    from laionkit.backends.parquet_tables import ParquetTable
-
-    try:
-        if file.format == "parquet":
-            return ParquetTable(file)
-        if file.format in ("csv", "tsv"):
-            return CsvTable(file, "," if file.format == "csv" else "\t")
-        return LinesTable(file)
-    except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
-        raise unreadable(file, error) from error
 
 
 def unreadable(file: SourceFile, error: BaseException) -> InputError:

@@ -69,7 +69,7 @@ def inspect(sources: Sequence[str], config: MetadataConfig = MetadataConfig()) -
 
     Raises what `metadata` raises for a source that is not there or has no links.
     """
-    from laionkit.backends.source_tables import open_table
+    from laionkit.backends.open_table import open_table
     from laionkit.backends.sources import SourceFile, find_sources
 
     looks = []

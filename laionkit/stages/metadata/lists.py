@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laionkit.backends.source_tables import SourceTable, open_table
+from laionkit.backends.open_table import open_table
+from laionkit.backends.source_tables import SourceTable
 from laionkit.backends.sources import SourceFile, find_sources
 from laionkit.core.errors import InputError
 from laionkit.ops.link_rows import repair

@@ -71,7 +71,7 @@ class Plan:
     ) -> "Plan":
         """Find and open every source, and detect what it is; `tell` hears of downloads."""
         from laionkit.backends.downloads import keep_files
-        from laionkit.backends.source_tables import open_table
+        from laionkit.backends.open_table import open_table
         from laionkit.backends.sources import SourceFile, find_sources
 
         tables: list[SourceTable] = []
@@ -249,7 +249,7 @@ def scan_columns(given: pa.Schema, reading: Reading, schema: pa.Schema) -> str |
 
 def _open_join(config: MetadataConfig, schema: pa.Schema) -> Joined:
     """Open the table to join to rows of `schema`."""
-    from laionkit.backends.source_tables import open_table
+    from laionkit.backends.open_table import open_table
     from laionkit.backends.sources import SourceFile, find_sources
 
     found = find_sources([config.join])
