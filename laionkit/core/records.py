@@ -24,6 +24,7 @@ from laionkit.core.schemas import RECORDS
 C = TypeVar("C", bound=StageConfig)
 
 STAGE_FILE = "_stage.json"
+STATS = "stats"  # the role of a file about a run, beside those that hold what it made
 
 
 class FileEntry(BaseModel):
@@ -60,8 +61,12 @@ class ShardRecord(BaseModel):
     finished_at: str = ""
 
     def content(self) -> str:
-        """One hash over the files' hashes: what a downstream record stores as its input."""
-        return fingerprint({role: entry.sha256 for role, entry in self.files.items()})
+        """One hash over the files' hashes: what a downstream record stores as its input.
+
+        Statistics are left out: they tell how long it took, and nothing is made of them.
+        """
+        made = {role: entry.sha256 for role, entry in self.files.items() if role != STATS}
+        return fingerprint(made)
 
 
 @dataclass

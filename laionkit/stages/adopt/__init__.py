@@ -27,7 +27,7 @@ from laionkit.core.embeddings import (
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts, Note
-from laionkit.core.records import ShardRecord, StageMade, StageRecords
+from laionkit.core.records import STATS, ShardRecord, StageMade, StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
 from laionkit.core.schemas import RECORDS, SHARD_RECORDS, SHARDS
 from laionkit.core.shards import list_shards
@@ -240,7 +240,7 @@ class _Checker:
     ) -> tuple[Counts, dict[str, Written], dict[str, Any]]:
         files = {"tar": self._written(one.tar)}
         if one.stats:
-            files["stats"] = self._written(one.stats)
+            files[STATS] = self._written(one.stats)
         if one.table:
             counts = shards.table_counts(self.place, one.table)
             named = shards.named_table(self.place, one.table)

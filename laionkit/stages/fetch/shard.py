@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from laionkit.core.files import Folder, Written
 from laionkit.core.progress import Counts
+from laionkit.core.records import STATS
 from laionkit.core.runner import Outcome
 from laionkit.core.schemas import (
     EXTRA_FETCHED_COLUMNS,
@@ -112,7 +113,7 @@ class ShardUnderWay:
         files = {
             "tar": tar,
             "table": self.dataset.write_table(f"{SHARDS}/{self.name}.parquet", table),
-            "stats": self._write_stats(counts),
+            STATS: self._write_stats(counts),
         }
         results = [self._result(i) for i in range(self.rows.num_rows)]
         extra: dict[str, Any] = {
