@@ -83,7 +83,7 @@ def first_lists(
     reach: Reach,
 ) -> NDArray[np.int64]:
     """The lists whose best rows should be the nearest, until they hold `wanted` matching rows."""
-    order = np.argsort(-(near_L + np.float32(reach.upper) * spread_L))
+    order: NDArray[np.int64] = np.argsort(-(near_L + np.float32(reach.upper) * spread_L))
     order = order[matches_L[order] > 0]
     held = np.cumsum(matches_L[order])
     return order[: int(np.searchsorted(held, wanted)) + 1]
