@@ -92,7 +92,7 @@ class _Sum:
         extra = record.extra
         self.ok += record.counts.ok
         self.reasons.update(record.counts.reasons)
-        self.shards += 1
+        self.shards += extra.get("shards", 1)  # a part of the work list holds many
         self.bytes += sum(entry.size for entry in record.files.values())
         self.tried += extra.get("tried", 0)
         self.superseded += extra.get("superseded", 0)

@@ -71,7 +71,7 @@ def metadata(
         if changes.any or not is_same:
             _require_append(folder, plan, config, made)
         if not changes.any and (is_same or set(plan.identities) == plan.pictures):
-            return _report(records, made, len(made), started, notes)
+            return _report(records, made, made, started, notes)
     runner.progress.emit(StageStarted(METADATA, len(plan.tables), 0, plan.total()))
     try:
         run = Reader(folder, plan, settled, runner, _start(folder, made)).run()
@@ -89,7 +89,7 @@ def metadata(
     for note in found:
         runner.note(METADATA, note)
     notes += found
-    return _report(records, list(records.all()), len(made), started, notes)
+    return _report(records, list(records.all()), made, started, notes)
 
 
 def _require_elsewhere(folder: Folder, plan: Plan) -> None:
@@ -226,7 +226,7 @@ def _commit(
                 files=files,
                 extra=extra,
                 effort=config.effort(),
-                seconds=round(seconds / len(run.parts), 3),
+                seconds=round(seconds, 3),  # all parts were on their way at once
                 finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
         )
@@ -249,7 +249,7 @@ def _notes_of(run: Run, config: MetadataConfig, *, is_first: bool) -> tuple[str,
 def _report(
     records: StageRecords,
     made: Sequence[ShardRecord],
-    skipped: int,
+    before: Sequence[ShardRecord],
     started: float,
     notes: tuple[str, ...] = (),
 ) -> StageReport:
@@ -261,10 +261,14 @@ def _report(
         stage=METADATA,
         dataset=records.dataset.url,
         counts=without_superseded(counts, superseded),
-        shards=len(made),
-        skipped=skipped,
+        shards=_shards(made),
+        skipped=_shards(before),
         seconds=round(time.monotonic() - started, 3),
         outputs=tuple(entry.path for record in made for entry in record.files.values()),
         notes=notes,
-        extra={"shards_of_links": sum(record.extra.get("shards", 0) for record in made)},
     )
+
+
+def _shards(made: Sequence[ShardRecord]) -> int:
+    """How many shards of links these parts hold."""
+    return sum(record.extra["shards"] for record in made)

@@ -14,6 +14,7 @@ from laionkit.core.files import Folder
 from laionkit.core.progress import SamplesDone
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
+from laionkit.core.status import status
 from laionkit.core.worklist import WorkList
 from laionkit.stages.metadata import MetadataConfig, inspect, metadata
 
@@ -91,10 +92,21 @@ def test_the_work_list_has_a_row_group_a_shard(tmp_path):
         work.read("00009")
 
 
+def test_the_parts_of_a_run_were_all_at_work_for_as_long_as_it_took(tmp_path, monkeypatch):
+    monkeypatch.setattr("laionkit.core.worklist_parts.SHARDS_PER_PART", 1)
+    report = make(write(tmp_path, "csv"), tmp_path / "d")
+    parts = list(StageRecords(Folder(tmp_path / "d"), "metadata").all())
+    assert len(parts) == 3
+    assert len({part.seconds for part in parts}) == 1
+    assert report.seconds / 2 < parts[0].seconds <= report.seconds
+
+
 def test_a_second_identical_call_finds_it_done(tmp_path):
     source = write(tmp_path, "csv")
     first, second = make(source, tmp_path / "d"), make(source, tmp_path / "d")
-    assert (first.skipped, second.skipped) == (0, 1)
+    assert (first.skipped, second.skipped) == (0, 3)
+    [row] = status(str(tmp_path / "d"))
+    assert row.shards == first.shards == 3
     assert first.counts == second.counts
     with pytest.raises(StaleOutput, match="shard_size=10; this run has shard_size=100"):
         make(source, tmp_path / "d", shard_size=100)
