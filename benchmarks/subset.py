@@ -28,10 +28,12 @@ import pyarrow as pa
 from laionkit.core.embeddings import score_stage
 from laionkit.core.files import Folder, Written
 from laionkit.core.keys import KeyScheme
+from laionkit.core.places import note_places
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageMade, StageRecords
 from laionkit.core.schemas import FETCHED_COLUMNS
 from laionkit.core.shards import ShardWriter
+from laionkit.core.tars import IMAGES_SCHEMA
 
 SHARD = 10_000
 # It takes half a second a thousand.
@@ -152,15 +154,19 @@ def write_pictures(path: Path, samples: int) -> None:
     for shard in range(-(-samples // size)):
         name = f"{shard:05d}"
         table = rows_of(shard, size, rng).set_column(0, "key", scheme.keys(shard, size))
-        rows = table.to_pylist()
+        rows, noted = table.to_pylist(), []
         with folder.create(f"shards/{name}.tar") as file, ShardWriter(file) as tar:
             for row in rows:
                 image = drawn[int(rng.integers(len(drawn)))]
                 line = json.dumps(row).encode()
-                tar.add(row["key"], {"jpg": image, "json": line, "txt": row["caption"].encode()})
+                text = row["caption"].encode()
+                offset = tar.add(row["key"], {"jpg": image, "json": line, "txt": text})
+                noted.append((row["key"], "jpg", offset, len(image)))
         written = Written(f"shards/{name}.tar", file.size, file.digest.hexdigest())
         parquet = folder.write_table(f"shards/{name}.parquet", table)
-        record(folder, "fetch", name, {"tar": written, "table": parquet}, size)
+        places = pa.table(list(map(list, zip(*noted, strict=True))), schema=IMAGES_SCHEMA)
+        files = {"tar": written, "places": note_places(folder, name, places), "table": parquet}
+        record(folder, "fetch", name, files, size)
         values = pa.array(rng.permutation(size).astype(np.float32))
         scores = folder.write_table(
             f"scores/aesthetic_v2/{name}.parquet", pa.table({"key": table["key"], "value": values})

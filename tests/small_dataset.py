@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 from laionkit.core.embeddings import embed_stage, score_stage
 from laionkit.core.files import Folder, Written
 from laionkit.core.keys import KeyScheme
+from laionkit.core.places import note_places
 from laionkit.core.progress import Counts
 from laionkit.core.records import FileEntry, ShardRecord, StageMade, StageRecords
 from laionkit.core.schemas import FETCHED_COLUMNS, SCORE_SCHEMA
 from laionkit.core.shards import ShardWriter
+from laionkit.core.tars import IMAGES_SCHEMA
 
 SCHEME = KeyScheme(10)
 
@@ -82,14 +84,16 @@ class SmallDataset:
         return self
 
     def write_shard(self, name: str, rows: Sequence[int], lost: Mapping[int, str]) -> None:
-        found = []
+        found, noted = [], []
         with self.folder.create(f"shards/{name}.tar") as file, ShardWriter(file) as tar:
             for i in rows:
                 line = self.fetched_row(i, lost.get(i))
                 found.append(line)
                 if i not in lost:
                     text = str(self.rows[i].get("caption") or "").encode()
-                    tar.add(self.key(i), {"jpg": picture(i), "json": b"{}", "txt": text})
+                    members = {"jpg": picture(i), "json": b"{}", "txt": text}
+                    offset = tar.add(self.key(i), members)
+                    noted.append([self.key(i), "jpg", offset, len(members["jpg"])])
         tar_file = Written(f"shards/{name}.tar", file.size, file.digest.hexdigest())
         table = self.table(rows, {})
         for column, kind in FETCHED_COLUMNS.items():
@@ -101,7 +105,9 @@ class SmallDataset:
         for i in rows:
             if i in lost:
                 reasons[lost[i]] = reasons.get(lost[i], 0) + 1
-        files = {"tar": tar_file, "table": table_file, "stats": stats}
+        columns = [[row[column] for row in noted] for column in range(len(IMAGES_SCHEMA))]
+        places = note_places(self.folder, name, pa.table(columns, schema=IMAGES_SCHEMA))
+        files = {"tar": tar_file, "places": places, "table": table_file, "stats": stats}
         counts = Counts.of(len(rows) - sum(reasons.values()), reasons)
         self.record("fetch", name, files, counts)
 

@@ -81,11 +81,14 @@ class Engine:
         if kind not in ("BOOLEAN", '"NULL"'):
             raise ConfigError(f"filter {sql!r} is no condition: it gives {kind}, not true or false")
 
-    def insert(self, name: str, rows: Any) -> None:
-        """Append an arrow table's rows to a temporary table, made where it is not there."""
+    def insert(self, name: str, rows: Any, sql: str = "FROM laionkit_rows") -> None:
+        """Append an arrow table's rows to a temporary table, made where it is not there.
+
+        `sql` is what is made of them first, as ``laionkit_rows``.
+        """
         self._con.register("laionkit_rows", rows)
-        self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS FROM laionkit_rows LIMIT 0")
-        self.execute(f"INSERT INTO {name} FROM laionkit_rows")
+        self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS {sql} LIMIT 0")
+        self.execute(f"INSERT INTO {name} {sql}")
         self._con.unregister("laionkit_rows")
 
     @contextlib.contextmanager

@@ -38,17 +38,21 @@ class ShardWriter:
         self._spare = memoryview(bytearray(_WRITE_BYTES)) if behind else self._waiting
         self._filled = 0
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Add one sample: extension → bytes, in the order given. Raises InputError on disorder."""
+    def add(self, key: str, members: Mapping[str, bytes]) -> int:
+        """Add one sample: extension → bytes, in the order given; where the first one's bytes lie.
+
+        Raises InputError on disorder.
+        """
         if self._ordered and key <= self._last:
             raise InputError(f"key {key} does not come after {self._last}: shards are in key order")
-        self._last = key
+        self._last, offset = key, self._size + self._filled + _BLOCK
         for extension, data in members.items():
             padding = -len(data) % _BLOCK
             room = self.room(_BLOCK + len(data) + padding)
             room[:_BLOCK] = _header(f"{key}.{extension}", len(data))
             room[_BLOCK : _BLOCK + len(data)] = data
             room[_BLOCK + len(data) :] = _PADDING[padding]
+        return offset
 
     def room(self, size: int) -> memoryview:
         """The next `size` bytes of the tar, to be filled before the next call."""
@@ -178,7 +182,8 @@ _AFTER_SUM = _EMPTY_HEADER[155:]
 class ShardRef:
     """One finished image shard of a dataset: its own, or an adopted one.
 
-    `tar` and `table` are paths that ``dataset.open`` takes; `content` names the bytes.
+    `tar` and `table` are paths that ``dataset.open`` takes, and so is `places` (core/places.py)
+    where the tar's were noted; `content` names the bytes.
     """
 
     name: str
@@ -187,6 +192,7 @@ class ShardRef:
     samples: int
     content: str
     tar_bytes: int
+    places: str = ""
 
     @classmethod
     def of(cls, record: ShardRecord) -> "ShardRef":
@@ -198,6 +204,7 @@ class ShardRef:
             samples=record.counts.ok,
             content=record.content(),
             tar_bytes=record.files["tar"].size,
+            places=record.files["places"].path if "places" in record.files else "",
         )
 
 

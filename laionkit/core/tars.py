@@ -13,10 +13,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-_BLOCK = tarfile.BLOCKSIZE
-_ZERO_BLOCK = bytes(_BLOCK)
+BLOCK_BYTES = tarfile.BLOCKSIZE
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
 _HEADERS_AT_ONCE = 8192
-_AHEAD = 8 * _BLOCK
+_AHEAD = 8 * BLOCK_BYTES
 # More than any caption; a member that calls itself one and holds gigabytes must not fill memory.
 _MAX_TEXT_BYTES = 1 << 20
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -116,11 +116,19 @@ IMAGES_SCHEMA = pa.schema(
 
 def read_images(file: BinaryIO) -> tuple[pa.Table, str]:
     """Each sample's picture in a seekable tar (IMAGES_SCHEMA), and the damage."""
+    plain = plain_images(file)
+    if plain is not None:
+        return plain, ""
+    contents = read_contents(file)
+    images = ((key, image_member(members)) for key, members in contents.samples.items())
+    return _image_table([(key, i[0], *i[1]) for key, i in images if i]), contents.damage
+
+
+def plain_images(file: BinaryIO) -> pa.Table | None:
+    """Each sample's picture (IMAGES_SCHEMA) in a whole tar of plain files; None for any other."""
     plain = _plain_members(file)
     if plain is None:
-        contents = read_contents(file)
-        images = ((key, image_member(members)) for key, members in contents.samples.items())
-        return _image_table([(key, i[0], *i[1]) for key, i in images if i]), contents.damage
+        return None
     found: dict[str, tuple[str, str, int, int]] = {}
     for name, offset, size in zip(*plain, strict=True):
         if name.lower().endswith(IMAGE_EXTENSIONS):
@@ -128,7 +136,17 @@ def read_images(file: BinaryIO) -> tuple[pa.Table, str]:
             rank = _IMAGE_RANK.get(extension) if key and not key.endswith("/") else None
             if rank is not None and (key not in found or rank <= _IMAGE_RANK[found[key][1]]):
                 found[key] = key, extension, offset, size
-    return _image_table(list(found.values())), ""
+    return _image_table(list(found.values()))
+
+
+def is_header_of(header: bytes, key: str, extension: str, size: int) -> bool:
+    """Whether `header` stands before the bytes of KEY.EXTENSION, a plain file of `size` bytes."""
+    names = _plain_names([header]) if len(header) == BLOCK_BYTES else None
+    try:
+        found = names and (*split_member(names[0]), int(header[124:135], 8))
+    except ValueError:
+        return False
+    return found == (key, extension, size)
 
 
 def _image_table(rows: list[tuple[str, str, int, int]]) -> pa.Table:
@@ -148,12 +166,12 @@ def _plain_members(file: BinaryIO) -> tuple[list[str], list[int], list[int]] | N
     sizes: list[int] = []
     headers: list[bytes] = []
     at, start, ahead, end = 0, 0, b"", 0  # `at` and `end` count from `start`
-    while start + at + _BLOCK <= size:
-        if at + _BLOCK > end:
+    while start + at + BLOCK_BYTES <= size:
+        if at + BLOCK_BYTES > end:
             start += at
             ahead, at = read_ahead(start), 0
             end = len(ahead)
-        header = ahead[at : at + _BLOCK]
+        header = ahead[at : at + BLOCK_BYTES]
         ended = header == _ZERO_BLOCK
         if ended or len(headers) == _HEADERS_AT_ONCE:
             some = _plain_names(headers)
@@ -170,10 +188,10 @@ def _plain_members(file: BinaryIO) -> tuple[list[str], list[int], list[int]] | N
         if length < 0:
             return None
         headers.append(header)
-        at += _BLOCK
+        at += BLOCK_BYTES
         offsets.append(start + at)
         sizes.append(length)
-        at += length + -length % _BLOCK
+        at += length + -length % BLOCK_BYTES
     return None
 
 
@@ -193,7 +211,7 @@ def _plain_names(headers: list[bytes]) -> list[str] | None:
     """The names in headers of plain files; None where one is of another kind or does not sum up."""
     if not headers:
         return []
-    header_NB = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, _BLOCK)
+    header_NB = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK_BYTES)
     kind_N, prefix_N = header_NB[:, 156], header_NB[:, 345]
     if prefix_N.any() or not np.isin(kind_N, (0, ord("0"))).all():
         return None

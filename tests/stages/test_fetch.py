@@ -13,6 +13,7 @@ import pytest
 from laionkit.cli.progress import Tally
 from laionkit.core.errors import ConfigError
 from laionkit.core.files import Folder
+from laionkit.core.places import noted_places
 from laionkit.core.progress import Event, SamplesDone, ShardDone, StageStarted
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
@@ -20,7 +21,7 @@ from laionkit.core.schemas import Reason
 from laionkit.core.shards import list_shards
 from laionkit.core.status import status
 from laionkit.core.table import table
-from laionkit.core.tars import read_contents
+from laionkit.core.tars import read_contents, read_images
 from laionkit.ops.images import decode
 from laionkit.stages import fetch as stage
 from laionkit.stages.fetch import FetchConfig
@@ -91,6 +92,8 @@ def test_links_become_img2dataset_shards(tmp_path, server):
     assert table.column("key").to_pylist() == [f"{i // 10:05d}{i % 10}" for i in range(25)]
     with (Path(dataset) / "shards/00001.tar").open("rb") as file:
         contents = read_contents(file)
+        ref = list_shards(Folder(dataset))[1]
+        assert noted_places(Folder(dataset), ref).equals(read_images(file)[0])
     assert len(contents.samples) == 10
     with tarfile.open(Path(dataset) / "shards/00001.tar") as tar:
         names = tar.getnames()

@@ -13,7 +13,9 @@ import pytest
 import webdataset
 
 from laionkit.core.errors import ConfigError, InputError, StageFailed, StaleOutput
+from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner
+from laionkit.core.schemas import SHARD_RECORDS
 from laionkit.stages.subset import SubsetConfig, subset
 from laionkit.stages.subset.manifest import verify
 from tests.small_dataset import SmallDataset, laion_rows, picture
@@ -331,6 +333,37 @@ def test_a_tar_that_was_replaced_by_another_is_one_line(dataset):
     with pytest.raises(InputError, match=r"00001\.tar has .* it was replaced since"):
         run(dataset)
     assert not (dataset.path / "subsets/best/kept.parquet").exists()
+
+
+def test_a_tar_of_the_same_size_with_other_members_is_one_line(dataset):
+    path = dataset.path / "shards/00001.tar"
+    size = path.stat().st_size
+    with tarfile.open(path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar]
+    with tarfile.open(path, "w") as tar:
+        for info, data in members:
+            info.name = info.name.replace(dataset.key(10), "x" * len(dataset.key(10)))
+            tar.addfile(info, io.BytesIO(data))
+    assert path.stat().st_size == size
+    with pytest.raises(InputError, match=r"00001\.tar has .* or other members: it was replaced"):
+        run(dataset)
+
+
+def test_tars_are_walked_through_only_where_no_places_were_noted(dataset, monkeypatch):
+    run(dataset, name="noted")
+    records = StageRecords(dataset.folder, SHARD_RECORDS)
+    for record in list(records.all()):
+        files = {role: entry for role, entry in record.files.items() if role != "places"}
+        records.commit(record.model_copy(update={"files": files}))
+    run(dataset, name="walked")
+    for name in ("kept.parquet", "00000.tar"):
+        noted, walked = (dataset.path / f"subsets/{n}/{name}" for n in ("noted", "walked"))
+        assert noted.read_bytes() == walked.read_bytes()
+    monkeypatch.delattr("laionkit.stages.subset.pictures.read_images")
+    with pytest.raises(NameError, match="read_images"):
+        run(dataset, name="again")
+    dataset.write_shards(LOST)
+    run(dataset, name="again")
 
 
 def test_a_run_that_dies_leaves_what_was_there(dataset, monkeypatch):

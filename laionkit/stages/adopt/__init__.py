@@ -26,11 +26,13 @@ from laionkit.core.embeddings import (
 )
 from laionkit.core.errors import ConfigError, InputError
 from laionkit.core.files import Folder, Written
+from laionkit.core.places import note_places
 from laionkit.core.progress import Counts, Note
 from laionkit.core.records import STATS, ShardRecord, StageMade, StageRecords
 from laionkit.core.runner import Outcome, Runner, Site, StageReport, Task
 from laionkit.core.schemas import RECORDS, SHARD_RECORDS, SHARDS
 from laionkit.core.shards import list_shards
+from laionkit.core.tars import plain_images
 from laionkit.stages.adopt import pictures, shards, vectors
 from laionkit.stages.adopt.found import FoundShard, FoundVectors, find_shards, find_vectors, stamp
 from laionkit.stages.adopt.pictures import FoundFiles, FoundRows
@@ -238,7 +240,7 @@ class _Checker:
     def _shard(
         self, name: str, one: FoundShard
     ) -> tuple[Counts, dict[str, Written], dict[str, Any]]:
-        files = {"tar": self._written(one.tar)}
+        files = {"tar": self._written(one.tar), **self._places(name, one.tar)}
         if one.stats:
             files[STATS] = self._written(one.stats)
         if one.table:
@@ -267,8 +269,8 @@ class _Checker:
             samples = pictures.samples_of_files(self.place, one)
         else:
             samples = pictures.samples_of_rows(self.place, one)
-        table, tar = pictures.copy_shard(self.home, name, samples)
-        files = {"tar": tar, "table": self.home.write_table(f"{SHARDS}/{name}.parquet", table)}
+        table, files = pictures.copy_shard(self.home, name, samples)
+        files["table"] = self.home.write_table(f"{SHARDS}/{name}.parquet", table)
         return shards.tar_counts(table), files, {}
 
     def _vectors(
@@ -279,6 +281,14 @@ class _Checker:
         if one.text:
             files["text_emb"] = self._written(one.text)
         return Counts.of(rows, {}), files, {"dim": dim, "key_column": key}
+
+    def _places(self, name: str, tar: str) -> dict[str, Written]:
+        """The note of where a tar's pictures lie; none of one elsewhere, which was just read."""
+        if not self.place.is_local:
+            return {}
+        with self.place.open(tar) as file:
+            images = plain_images(file)
+        return {} if images is None else {"places": note_places(self.home, name, images)}
 
     def _own_table(self, name: str, table: Any) -> Written:
         return self.home.write_table(f"{RECORDS}/{STAGE}/tables/{name}.parquet", table)

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder, Written
+from laionkit.core.places import note_places
 from laionkit.core.schemas import SHARDS, Reason, Status
 from laionkit.core.shards import ShardWriter
+from laionkit.core.tars import IMAGES_SCHEMA
 from laionkit.ops.images import PictureError, read_size
 from laionkit.stages.adopt.shards import TABLE_SCHEMA, read_json, said_text, with_said
 
@@ -167,9 +169,14 @@ def _first(columns: dict[str, str], names: tuple[str, ...]) -> str | None:
     return next((columns[name] for name in names if name in columns), None)
 
 
-def copy_shard(home: Folder, name: str, samples: Iterator[Sample]) -> tuple[pa.Table, Written]:
-    """Write ``shards/NAME.tar`` of the samples that are pictures; a table of them all, the tar."""
-    path, rows, said = f"{SHARDS}/{name}.tar", [], []
+def copy_shard(
+    home: Folder, name: str, samples: Iterator[Sample]
+) -> tuple[pa.Table, dict[str, Written]]:
+    """Write ``shards/NAME.tar`` of the samples that are pictures, and note where each lies.
+
+    Returns a table of all samples, and what was written by its role.
+    """
+    path, rows, said, noted = f"{SHARDS}/{name}.tar", [], [], []
     with home.create(path) as file, ShardWriter(file, ordered=False) as tar:
         for sample in samples:
             url = said_text(sample.said.get("url"))
@@ -185,10 +192,16 @@ def copy_shard(home: Folder, name: str, samples: Iterator[Sample]) -> tuple[pa.T
             members = {extension: sample.data}
             if sample.caption is not None:
                 members["txt"] = sample.caption.encode()
-            tar.add(sample.key, members)
+            offset = tar.add(sample.key, members)
+            noted.append((sample.key, extension, offset, len(sample.data)))
             rows.append({**row, "status": Status.SUCCESS.value, **about})
     table = with_said(pa.Table.from_pylist(rows, schema=TABLE_SCHEMA), said)
-    return table, Written(path, file.size, file.digest.hexdigest())
+    names = IMAGES_SCHEMA.names
+    places = pa.Table.from_pylist(
+        [dict(zip(names, place, strict=True)) for place in noted], schema=IMAGES_SCHEMA
+    )
+    written = Written(path, file.size, file.digest.hexdigest())
+    return table, {"tar": written, "places": note_places(home, name, places)}
 
 
 def _look_at(data: bytes | None) -> tuple[str, dict[str, Any]]:

@@ -9,13 +9,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from laionkit.core.files import Folder, Written
+from laionkit.core.places import note_places
 from laionkit.core.progress import Counts
 from laionkit.core.records import STATS
 from laionkit.core.runner import Outcome
@@ -27,6 +28,7 @@ from laionkit.core.schemas import (
     Status,
 )
 from laionkit.core.shards import ShardWriter
+from laionkit.core.tars import IMAGES_SCHEMA
 from laionkit.ops.stored_image import Found
 from laionkit.ops.urls import host_of
 from laionkit.stages.fetch.retry import HEALED, HEALED_OF, Earlier
@@ -108,10 +110,11 @@ class ShardUnderWay:
         kept = [i for i in range(self.rows.num_rows) if not again or self._is_ok(i)]
         rows = self.rows.take(pa.array(kept, pa.int64())) if again else self.rows
         table = self._table(rows, [self._result(i) for i in kept])
-        tar = self._write_tar(table, kept)
+        tar, places = self._write_tar(table, kept)
         counts = self._counts(kept)
         files = {
             "tar": tar,
+            "places": places,
             "table": self.dataset.write_table(f"{SHARDS}/{self.name}.parquet", table),
             STATS: self._write_stats(counts),
         }
@@ -171,7 +174,9 @@ class ShardUnderWay:
             )
         return pa.table(columns)
 
-    def _write_tar(self, table: pa.Table, kept: list[int]) -> Written:
+    def _write_tar(self, table: pa.Table, kept: list[int]) -> tuple[Written, Written]:
+        """Write the tar, and the note of where its pictures lie."""
+        noted = []
         with (
             self.dataset.create(f"{SHARDS}/{self.name}.tar") as file,
             ShardWriter(file) as tar,
@@ -187,8 +192,10 @@ class ShardUnderWay:
                 }
                 if "caption" in row:
                     members["txt"] = (row["caption"] or "").encode()
-                tar.add(row["key"], members)
-        return Written(f"{SHARDS}/{self.name}.tar", file.size, file.digest.hexdigest())
+                offset = tar.add(row["key"], members)
+                noted.append((row["key"], self.extension, offset, place.size))
+        written = Written(f"{SHARDS}/{self.name}.tar", file.size, file.digest.hexdigest())
+        return written, note_places(self.dataset, self.name, _places(noted))
 
     def _write_stats(self, counts: Counts) -> Written:
         end = time.time()
@@ -208,7 +215,7 @@ class ShardUnderWay:
         return self.dataset.write_json(f"{SHARDS}/{self.name}_stats.json", stats)
 
 
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _column(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
     """Texts or whole numbers as a column.
 
     `pa.array` would load pandas to see whether a list is a series: 0.3 s and 40 MB a process.
@@ -216,6 +223,12 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     builder = pa.lib.StringBuilder()
     builder.append_values([None if value is None else str(value) for value in values])
     return builder.finish().cast(kind)
+
+
+def _places(noted: list[tuple[str, str, int, int]]) -> pa.Table:
+    columns = list(zip(*noted, strict=True)) or [()] * len(IMAGES_SCHEMA)
+    arrays = [_column(values, f.type) for values, f in zip(columns, IMAGES_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=IMAGES_SCHEMA)
 
 
 def _value(found: Found, name: str) -> Any:

@@ -10,11 +10,13 @@ from fsspec.utils import merge_offset_ranges
 
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder
+from laionkit.core.places import noted_places, still_hold
 from laionkit.core.records import StageRecords
 from laionkit.core.schemas import SHARD_RECORDS
 from laionkit.core.shard_scan import SHARD
 from laionkit.core.shards import ShardRef, list_shards
 from laionkit.core.tars import IMAGES_SCHEMA, read_images
+from laionkit.ops.predicates import quote_text
 from laionkit.stages.subset.selection import Selection
 
 IN_TARS_SCHEMA = IMAGES_SCHEMA.append(pa.field(SHARD, pa.string()))
@@ -37,19 +39,18 @@ def locate(selection: Selection, dataset: Folder) -> None:
     refs = {ref.name: ref for ref in list_shards(dataset)}
     shards, damages = selection.shards(), {}
     for start in range(0, max(1, len(shards)), SHARDS_AT_ONCE):
-        found = [IN_TARS_SCHEMA.empty_table()]
-        for shard in shards[start : start + SHARDS_AT_ONCE]:
-            with dataset.open(refs[shard].tar) as file:
-                images, damages[shard] = read_images(file)
-                if not damages[shard]:
-                    _require_same(refs[shard], file.seek(0, os.SEEK_END))
+        found, some = [IN_TARS_SCHEMA.empty_table()], shards[start : start + SHARDS_AT_ONCE]
+        for shard in some:
+            images, damages[shard] = _images(refs[shard], dataset)
             found.append(images.append_column(SHARD, pa.repeat(shard, len(images))))
-        table.insert("in_tars", pa.concat_tables(found))
-    table.execute(
-        f"CREATE TEMP TABLE places AS SELECT t.key, {', '.join(PLACE_COLUMNS)} FROM in_tars t "
-        "JOIN judged j ON j.key = t.key AND j.shard = t.shard WHERE j.code = 0"
-    )
-    table.execute("DROP TABLE in_tars")
+        first, last = map(quote_text, (some[0], some[-1]) if some else ("", ""))
+        table.insert(
+            "places",
+            pa.concat_tables(found),
+            f"SELECT t.key, {', '.join(PLACE_COLUMNS)} FROM laionkit_rows t JOIN judged j "
+            "ON j.key = t.key AND j.shard = t.shard "
+            f"WHERE j.code = 0 AND j.shard BETWEEN {first} AND {last}",
+        )
     lost = table.arrow(
         "SELECT key, shard FROM judged ANTI JOIN places USING (key) WHERE code = 0 ORDER BY ALL"
     ).to_pylist()
@@ -60,13 +61,21 @@ def locate(selection: Selection, dataset: Folder) -> None:
             selection.drop("picture in its tar", reason, pa.table(keys))
 
 
-def _require_same(ref: ShardRef, size: int) -> None:
-    if size != ref.tar_bytes:
+def _images(ref: ShardRef, dataset: Folder) -> tuple[pa.Table, str]:
+    """Where a tar's pictures lie (IMAGES_SCHEMA), as noted or by walking through it; the damage."""
+    noted = noted_places(dataset, ref)
+    if noted is not None and still_hold(dataset, ref, noted):
+        return noted, ""
+    with dataset.open(ref.tar) as file:
+        images, damage = read_images(file)
+        size = file.seek(0, os.SEEK_END)
+    if not damage and (size != ref.tar_bytes or noted is not None):
         raise InputError(
-            f"{ref.tar} has {size:,} bytes and had {ref.tar_bytes:,} when it was recorded: it was "
-            "replaced since, and scores and index may not be of its pictures. Put the old one "
-            "back, or make the dataset anew from this one"
+            f"{ref.tar} has {size:,} bytes and had {ref.tar_bytes:,} when it was recorded, or "
+            "other members: it was replaced since, and scores and index may not be of its "
+            "pictures. Put the old one back, or make the dataset anew from this one"
         )
+    return images, damage
 
 
 def view_cells(rows: pa.Table) -> list[list[Any]]:
