@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 
@@ -25,6 +25,14 @@ class Engine:
         """Connect; `memory_mb` bounds the engine, `timeout_s` each query."""
         self.where, self.timeout_s = where, timeout_s
         self._con = connect(memory_mb, threads)
+
+    def __enter__(self) -> Self:
+        """Use as a context: the connection is closed at its end."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
 
     def close(self) -> None:
         """Close the connection; relations of it are no longer usable."""

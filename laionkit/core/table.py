@@ -73,14 +73,6 @@ class DatasetTable(Engine):
         if guard and self.folder.is_local:
             self._guard()
 
-    def __enter__(self) -> "DatasetTable":
-        """Use as a context: the connection is closed at its end."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the connection."""
-        self.close()
-
     @property
     def tried_again(self) -> bool:
         """Whether some key was tried more than once."""

@@ -1,15 +1,18 @@
 """What a card, a report and a croissant say of a subset, gathered before the table is closed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from laionkit.core.progress import Counts
+from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.stages.subset.comparing import read_comparison
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.kept import KeptRows
 from laionkit.stages.subset.plan import Plan
 from laionkit.stages.subset.selection import FunnelStep, Selection
 from laionkit.stages.subset.shown import Band, pick_bands
@@ -60,91 +63,125 @@ class Facts:
     columns: Mapping[str, str]
     origins: Mapping[str, str]
     notes: Sequence[str]
-    bands: Sequence[Band] = ()
-    bands_note: str = ""
-    root: str = ""
+    bands: Sequence[Band]
+    bands_note: str
+    root: str
 
 
-def gather_facts(selection: Selection, config: SubsetConfig, plan: Plan) -> Facts:
-    """Ask the dataset's engine for all of it; the root is not known yet."""
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over every sample tells, whether it stays or not.
+
+    `spans` are the ends of each column that is shown, `bins` its counts between them, `exclusive`
+    what each condition drops that no other does: what it costs by itself.
+    """
+
+    spans: Mapping[str, tuple[float, float]]
+    bins: Mapping[str, tuple[int, ...]]
+    exclusive: Mapping[str, int]
+
+
+def survey(selection: Selection, terms: Sequence[Term]) -> Survey:
+    """Take the survey of a dataset."""
+    table = selection.table
+    asked = [name for term in terms for name in term.columns]
+    shown = _numeric(table.columns, dict.fromkeys([*asked, *_scores(table)]))[:8]
+    spans = _spans(table, shown)
+    names = {*asked, *spans, *({"status"} & set(table.columns))}
+    failed = failed_sql(terms, table.columns, keep_nulls=selection.keep_nulls)
+    counts = "".join(f", {_histogram_sql(name, *ends)}" for name, ends in spans.items())
+    found: list[Any] = table.one_pass(
+        [name for name in table.columns if name in names] or ["key"],
+        lambda source: table.execute(
+            f"SELECT {failed}, count(*){counts} FROM ({source}) GROUP BY 1"
+        ).fetchall(),
+    )
+    by_bits = {bits: count for bits, count, *_ in found}
+    columns = zip(*(bins for _, _, *bins in found), strict=True)
+    bins = {
+        name: tuple(map(sum, zip(*map(_bins, each), strict=True)))
+        for name, each in zip(spans, columns, strict=True)
+    }
+    return Survey(spans, bins, {t.sql: by_bits.get(2 << i, 0) for i, t in enumerate(terms)})
+
+
+def gather_facts(
+    selection: Selection,
+    config: SubsetConfig,
+    plan: Plan,
+    surveyed: Survey,
+    kept: KeptRows,
+    root: str,
+) -> Facts:
+    """Ask what was kept for what the survey does not tell."""
     table, terms = selection.table, plan.terms
-    scores = [n for n, o in table.origins.items() if o.startswith(("computed", "declared"))]
-    shown = list(dict.fromkeys([*_numeric(table.columns, [n for t in terms for n in t.columns]),
-                                *_numeric(table.columns, scores)]))[:8]  # fmt: skip
-    sides, aspects = _sizes(selection)
+    sides, aspects = _sizes(kept, table.columns)
+    scores = _scores(table)
     asked = [name for term in terms for name in term.columns if name in scores]
     by = next(iter(_numeric(table.columns, [config.by, *asked, *scores])), "")
     bands: Sequence[Band] = ()
     note = ""
     if config.as_ != "parquet":
-        bands, note = pick_bands(selection, by, config.caption)
+        bands, note = pick_bands(selection, kept, by, config.caption)
+    host = "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))"
     return Facts(
         counts=selection.counts(),
         funnel=selection.funnel(),
-        exclusive=_exclusive(selection, terms) if terms else {},
-        histograms=_histograms(selection, shown, terms),
+        exclusive=surveyed.exclusive,
+        histograms=_histograms(kept, surveyed, terms, table.columns),
         sides=sides,
         aspects=aspects,
-        domains=_top(selection, "lower(regexp_extract(url, '^[a-zA-Z]+://([^/:?#]+)', 1))", "url"),
-        licences=_top(selection, "license", "license"),
+        domains=_top(kept, host) if "url" in table.columns else [],
+        licences=_top(kept, "license") if "license" in table.columns else [],
         columns=table.columns,
         origins=table.origins,
         notes=plan.notes(table),
         bands=bands,
         bands_note=note,
+        root=root,
     )
 
 
-def _numeric(columns: Mapping[str, str], names: Sequence[str]) -> list[str]:
+def _scores(table: DatasetTable) -> list[str]:
+    return [n for n, o in table.origins.items() if o.startswith(("computed", "declared"))]
+
+
+def _numeric(columns: Mapping[str, str], names: Iterable[str]) -> list[str]:
     numbers = ("FLOAT", "DOUBLE", "INTEGER", "BIGINT", "SMALLINT", "UTINYINT")
     return [name for name in names if columns.get(name) in numbers]
 
 
-def _exclusive(selection: Selection, terms: Sequence[Term]) -> dict[str, int]:
-    """For each condition the samples that only it drops: what it costs by itself."""
-    table = selection.table
-    names = {name for term in terms for name in term.columns} | {"key"}
-    names |= {"status"} & set(table.columns)
-    ordered = [name for name in table.columns if name in names]
-    failed = failed_sql(terms, table.columns, keep_nulls=selection.keep_nulls)
-    by_bits = table.one_pass(
-        ordered,
-        lambda source: dict(
-            table.execute(f"SELECT {failed}, count(*) FROM ({source}) GROUP BY 1").fetchall()
-        ),
-    )
-    return {term.sql: by_bits.get(1 << (i + 1), 0) for i, term in enumerate(terms)}
+def _spans(table: DatasetTable, columns: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Least and greatest finite value of each column that has one."""
+    ends = table.ends(columns)
+    if np.isfinite(list(ends.values())).all():
+        return ends
+    values = {name: f"CASE WHEN isfinite({v}) THEN {v} END"
+              for name in ends for v in [f"{quote_name(name)}::DOUBLE"]}  # fmt: skip
+    picks = ", ".join(f"[min({values[name]}), max({values[name]})]" for name in ends)
+    told = table.row(f"SELECT {picks} FROM ({table.select(['key', *ends])})")
+    return {name: span for name, span in zip(ends, told, strict=True) if None not in span}
 
 
 def _histograms(
-    selection: Selection, columns: Sequence[str], terms: Sequence[Term]
+    kept: KeptRows, surveyed: Survey, terms: Sequence[Term], columns: Mapping[str, str]
 ) -> list[Histogram]:
-    """One of each column that has a value; all of them in one pass over the dataset."""
-    if not columns:
+    """One of each column of the survey, that of the kept beside that of all."""
+    if not surveyed.spans:
         return []
-    table = selection.table
-    rows = table.select(dict.fromkeys(["key", *columns]))
-    values = {name: f"CASE WHEN isfinite({v}) THEN {v} END"
-              for name in columns for v in [f"{quote_name(name)}::DOUBLE"]}  # fmt: skip
-    ends = table.ends(columns)
-    if not np.isfinite(list(ends.values())).all():
-        picks = ", ".join(f"[min({values[name]}), max({values[name]})]" for name in ends)
-        told = table.row(f"SELECT {picks} FROM ({rows})")
-        ends = {name: span for name, span in zip(ends, told, strict=True) if None not in span}
-    if not ends:
-        return []
-    counts = [
-        # A null is in no bin, and would be the least of it and the last.
-        f"histogram(CASE WHEN isfinite({quote_name(name)}::DOUBLE) THEN least({BINS - 1}, "
-        f"floor(({quote_name(name)}::DOUBLE - {low}) / {_width(low, high)})) END)"
-        for name, (low, high) in ends.items()
-    ]
-    picks = ", ".join(f"{count}, {count} FILTER (WHERE j.code = 0)" for count in counts)
-    found = table.row(f"SELECT {picks} FROM ({rows}) s JOIN judged j ON j.key = s.key")
+    counts = [_histogram_sql(name, *span) for name, span in surveyed.spans.items()]
+    found = kept.row(f"SELECT {', '.join(counts)} FROM kept")
     return [
-        Histogram(name, *span, _bins(all_), _bins(kept), _thresholds(name, terms, table.columns))
-        for (name, span), all_, kept in zip(ends.items(), found[::2], found[1::2], strict=True)
+        Histogram(name, *span, surveyed.bins[name], _bins(bins), _thresholds(name, terms, columns))
+        for (name, span), bins in zip(surveyed.spans.items(), found, strict=True)
     ]
+
+
+def _histogram_sql(column: str, low: float, high: float) -> str:
+    """SQL of a column's counts by bin, nulls in none: one would be in the least and the last."""
+    value = f"{quote_name(column)}::DOUBLE"
+    bin_ = f"least({BINS - 1}, floor(({value} - {low}) / {_width(low, high)}))"
+    return f"histogram(CASE WHEN isfinite({value}) THEN {bin_} END)"
 
 
 def _width(low: float, high: float) -> float:
@@ -164,15 +201,16 @@ def _thresholds(
     return tuple(float(comparison.number) for comparison in found if comparison)
 
 
-def _sizes(selection: Selection) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def _sizes(
+    kept: KeptRows, columns: Mapping[str, str]
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Kept samples by the shorter side, and by the aspect, that the picture had."""
-    if not {"original_width", "original_height"} <= set(selection.table.columns):
+    if not {"original_width", "original_height"} <= set(columns):
         return [], []
-    left = selection.left(["key", "original_width", "original_height"])
     side, aspect = _bucket("least(w, h)", _SIDES), _bucket("w / h", _ASPECTS)
-    found = selection.table.execute(
+    found = kept.execute(
         f"SELECT {side}, {aspect}, count(*) FROM (SELECT original_width::DOUBLE AS w, "
-        f"original_height::DOUBLE AS h FROM ({left})) WHERE w > 0 AND h > 0 GROUP BY 1, 2"
+        "original_height::DOUBLE AS h FROM kept) WHERE w > 0 AND h > 0 GROUP BY 1, 2"
     ).fetchall()
     by_side, by_aspect = Counter[int](), Counter[int]()
     for side_number, aspect_number, count in found:
@@ -190,13 +228,10 @@ def _bucket(value: str, edges: Mapping[float, str]) -> str:
     return " + ".join(f"({value} >= {edge})::INTEGER" for edge in edges)
 
 
-def _top(selection: Selection, value: str, column: str) -> list[tuple[str, int]]:
+def _top(kept: KeptRows, value: str) -> list[tuple[str, int]]:
     """The most frequent values among what is kept."""
-    if column not in selection.table.columns:
-        return []
-    found: list[tuple[str, int]] = selection.table.execute(
+    found: list[tuple[str, int]] = kept.execute(
         f"SELECT coalesce({value}::VARCHAR, 'not stated') AS v, count(*) AS n "
-        f"FROM ({selection.left(['key', column])}) GROUP BY 1 ORDER BY n DESC, v "
-        f"LIMIT {TOP_DOMAINS}"
+        f"FROM kept GROUP BY 1 ORDER BY n DESC, v LIMIT {TOP_DOMAINS}"
     ).fetchall()
     return found

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 
@@ -16,7 +15,8 @@ from laionkit.stages.subset.card import write_card, write_croissant
 from laionkit.stages.subset.choosing import choose
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.export import Export, write_dropped, write_kept
-from laionkit.stages.subset.facts import Facts, gather_facts
+from laionkit.stages.subset.facts import Facts, Survey, gather_facts, survey
+from laionkit.stages.subset.kept import KeptRows
 from laionkit.stages.subset.layout import WHOLE
 from laionkit.stages.subset.manifest import samples_hash, write_manifest
 from laionkit.stages.subset.plan import Plan
@@ -42,12 +42,14 @@ def make(
     _remove_tree(folder, partial)
     try:
         target = folder.folder(partial)
-        known: list[Facts] = []
-
-        def gather() -> None:
-            known.append(gather_facts(selection, config, plan))
-
-        export = write_kept(selection, folder, target, config, gather)
+        surveyed: list[Survey] = []
+        export = write_kept(
+            selection,
+            folder,
+            target,
+            config,
+            meanwhile=lambda: surveyed.append(survey(selection, plan.terms)),
+        )
         _drop_lost(selection, export)
         export.files["dropped"] = write_dropped(selection, target)
         counts, funnel = selection.counts(), selection.funnel()
@@ -58,9 +60,9 @@ def make(
         export.files["manifest"], root = write_manifest(
             target, folder, config, counts, hashed, given
         )
-        if export.lost:
-            gather()
-        _document(target, config, replace(known[-1], root=root), export)
+        with KeptRows(target, timeout_s=config.timeout_s) as kept:
+            facts = gather_facts(selection, config, plan, surveyed[0], kept, root)
+        _document(target, config, facts, export)
         record = _record(table, config, records, export, counts, funnel, started)
         _publish(folder, partial, f"{SUBSETS}/{config.name}")
     except OSError as error:

@@ -23,6 +23,7 @@ from laionkit.core.records import ShardRecord
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.tars import image_member, read_contents, read_member
 from laionkit.stages.subset.config import SubsetConfig
+from laionkit.stages.subset.kept import KeptRows
 from laionkit.stages.subset.layout import (
     KEPT_FILE,
     MANIFEST,
@@ -86,17 +87,10 @@ def write_manifest(
 def samples_hash(folder: Folder) -> str:
     """Hash over the key and the hash of each sample of kept.parquet, in key order."""
     digest = hashlib.sha256()
-    with connect() as con:
-        path = folder.at(KEPT_FILE)
-        if not folder.is_local:
-            con.register_filesystem(folder.fs)
-            path = f"{folder.url.partition('://')[0]}://{path}"
-        rows = con.sql(
-            f"SELECT key || ' ' || {SAMPLE_HASH} AS line FROM read_parquet($path) ORDER BY key",
-            params={"path": path},
-        )
-        for batch in rows.to_arrow_reader(100_000):
-            digest.update("".join(f"{line}\n" for line in batch.column(0).to_pylist()).encode())
+    with KeptRows(folder) as kept:
+        lines = f"SELECT key || ' ' || {SAMPLE_HASH} || chr(10) AS line FROM kept ORDER BY key"
+        for batch in kept.batches(lines):
+            digest.update("".join(batch.column(0).to_pylist()).encode())
     return digest.hexdigest()
 
 

@@ -47,7 +47,7 @@ def locate(selection: Selection, dataset: Folder) -> None:
         table.insert(
             "places",
             pa.concat_tables(found),
-            f"SELECT t.key, {', '.join(PLACE_COLUMNS)} FROM laionkit_rows t JOIN judged j "
+            f"SELECT t.key, t.shard, {', '.join(PLACE_COLUMNS)} FROM laionkit_rows t JOIN judged j "
             "ON j.key = t.key AND j.shard = t.shard "
             f"WHERE j.code = 0 AND j.shard BETWEEN {first} AND {last}",
         )

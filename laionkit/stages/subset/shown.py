@@ -9,7 +9,8 @@ from laionkit.ops.images import PictureError, decode
 from laionkit.ops.predicates import quote_name
 from laionkit.ops.presets import PUNSAFE
 from laionkit.ops.resize import Resize, encode, resize
-from laionkit.stages.subset.pictures import PLACE_COLUMNS, Pictures
+from laionkit.stages.subset.kept import KeptRows
+from laionkit.stages.subset.pictures import Pictures
 from laionkit.stages.subset.selection import Selection
 
 BANDS = 4
@@ -27,7 +28,9 @@ class Band:
     pictures: Sequence[tuple[str, str, bytes]]
 
 
-def pick_bands(selection: Selection, by: str, caption: str) -> tuple[list[Band], str]:
+def pick_bands(
+    selection: Selection, kept: KeptRows, by: str, caption: str
+) -> tuple[list[Band], str]:
     """Pictures from each quarter of the score `by`, the lowest first; what to say of them."""
     table = selection.table
     safety = [name for name in PUNSAFE if name in table.columns]
@@ -37,14 +40,17 @@ def pick_bands(selection: Selection, by: str, caption: str) -> tuple[list[Band],
         return [], "No pictures are shown: there is no score to show them by."
     names, name = list(map(quote_name, safety)), quote_name(by)
     safe = f"greatest({', '.join(names)})"  # null only where all of them are
-    found: list[Any] = table.execute(
-        f"SELECT min(v), max(v), arg_min(key, chance, {PER_BAND}) FROM ("
-        f"SELECT key, {name} AS v, md5(key) AS chance, ntile({BANDS}) OVER (ORDER BY {name}, key) "
-        f"AS band FROM ({selection.left(dict.fromkeys(['key', by, *safety]))}) "
-        f"WHERE {safe} < {SHOWN_PUNSAFE} AND {name} IS NOT NULL) GROUP BY band ORDER BY band"
+    cuts = range(1, BANDS)
+    band = " + ".join(f"(v > cut[{i}])::INTEGER" for i in cuts)
+    found: list[Any] = kept.execute(
+        f"WITH shown AS (SELECT key, {name} AS v FROM kept WHERE {safe} < {SHOWN_PUNSAFE} "
+        f"AND {name} IS NOT NULL), "
+        f"cuts AS (SELECT quantile_disc(v, {[i / BANDS for i in cuts]}) AS cut FROM shown) "
+        f"SELECT min(v), max(v), arg_min(key, hash(key), {PER_BAND}) FROM shown, cuts "
+        f"GROUP BY {band} ORDER BY 1"
     ).fetchall()
     keys = [key for *_, some in found for key in some]
-    thumbnails = {shown[0]: shown for shown in _thumbnails(selection, keys, caption)}
+    thumbnails = {each[0]: each for each in _thumbnails(selection, kept, keys, caption)}
     bands = [
         Band(f"{by} {low:.3g} to {high:.3g}", [thumbnails[k] for k in some if k in thumbnails])
         for low, high, some in found
@@ -54,22 +60,21 @@ def pick_bands(selection: Selection, by: str, caption: str) -> tuple[list[Band],
 
 
 def _thumbnails(
-    selection: Selection, keys: Sequence[str], caption: str
+    selection: Selection, kept: KeptRows, keys: list[str], caption: str
 ) -> Iterator[tuple[str, str, bytes]]:
     """Key, caption and a small JPEG of each; broken pictures are left out."""
-    table, places = selection.table, ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
-    said = f"coalesce(s.{quote_name(caption)}::VARCHAR, '')" if caption in table.columns else "''"
-    columns = dict.fromkeys(["key", *({caption} & set(table.columns))])
+    table = selection.table
+    said = f"coalesce({quote_name(caption)}::VARCHAR, '')" if caption in table.columns else "''"
+    some = "WHERE list_contains(?, key)"
+    texts = dict(kept.execute(f"SELECT key, {said} FROM kept {some}", [keys]).fetchall())
     found = table.execute(
-        f"SELECT j.key, {said}, j.shard, {places} FROM places p JOIN judged j ON j.key = p.key "
-        f"JOIN ({table.select(columns)}) s ON s.key = p.key WHERE list_contains(?, p.key)",
-        [list(keys)],
+        f"SELECT key, shard, image_offset, image_size FROM places {some}", [keys]
     ).fetchall()
     with contextlib.closing(Pictures(table.folder)) as pictures:
-        for key, text, shard, _, offset, size in found:
+        for key, shard, offset, size in found:
             with contextlib.suppress(PictureError):
                 data = pictures.read(shard, offset, size)
                 picture = decode(data, shrink_to=_THUMBNAIL.scaled)
                 original = picture.original_width, picture.original_height
                 small = resize(picture.rgb, _THUMBNAIL, original)
-                yield key, text, encode(small, "jpg", 80)
+                yield key, texts[key], encode(small, "jpg", 80)
