@@ -17,6 +17,8 @@ import pytest
 import torch
 import webdataset
 
+from laionkit.core.records import StageRecords
+from laionkit.core.schemas import METADATA
 from laionkit.stages.subset import SubsetConfig, subset
 from tests.small_dataset import SmallDataset, laion_rows
 
@@ -30,6 +32,9 @@ pytestmark = pytest.mark.filterwarnings(
 def dataset(tmp_path_factory) -> SmallDataset:
     made = SmallDataset(tmp_path_factory.mktemp("consumers") / "laion", laion_rows(ROWS))
     made.write_metadata().write_shards({3: "timeout"})
+    links = StageRecords(made.folder, METADATA)
+    sources = {"hf://datasets/laion/some-set@main/a.parquet": "x", "/private/b.parquet": "y"}
+    links.commit(links.read("part-00000").model_copy(update={"inputs": sources}))
     # null in the first five samples and typed after: what trips a reader that guesses types
     made.write_score("aesthetic_v2", {i: None if i < 8 else i / 9 for i in range(ROWS)})
     config = SubsetConfig(name="best", samples_per_shard=10, shuffle_seed=1)
@@ -132,6 +137,12 @@ def test_croissant_describes_the_rows(dataset, tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert out.stdout.split()[-1] == str(ROWS - 1)
+
+
+def test_croissant_names_the_published_sets_that_the_links_are_of(dataset):
+    described = json.loads((dataset.path / "subsets/best/croissant.json").read_text())
+    assert described["isBasedOn"] == ["https://huggingface.co/datasets/laion/some-set"]
+    assert "url" not in described  # a subset has no page of its own until it is pushed
 
 
 def test_croissant_names_every_file_with_its_hash(dataset):

@@ -99,7 +99,7 @@ def write_croissant(folder: Folder, config: SubsetConfig, facts: Facts, export: 
         "name": config.name,
         "description": f"{facts.counts.ok} of {facts.counts.seen} samples, chosen by laionkit.",
         "license": "https://choosealicense.com/no-permission/",
-        "url": "https://github.com/LAION-AI",
+        **({"isBasedOn": facts.sources} if facts.sources else {}),
         "version": "1.0.0",
         "distribution": files,
         "recordSet": [record_set],

@@ -1,5 +1,6 @@
 """What a card, a report and a croissant say of a subset, gathered before the table is closed."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from laionkit.core.files import Folder
 from laionkit.core.progress import Counts
+from laionkit.core.records import StageRecords
+from laionkit.core.schemas import METADATA
 from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.stages.subset.comparing import read_comparison
@@ -18,6 +22,7 @@ from laionkit.stages.subset.selection import FunnelStep, Selection
 from laionkit.stages.subset.shown import Band, pick_bands
 from laionkit.stages.subset.what_if import failed_sql
 
+_PUBLISHED_SET = "hf://datasets/([^/@]+/[^/@]+)"
 BINS = 24
 TOP_DOMAINS = 12
 _SIDES: Mapping[float, str] = {
@@ -62,6 +67,7 @@ class Facts:
     licences: Sequence[tuple[str, int]]
     columns: Mapping[str, str]
     origins: Mapping[str, str]
+    sources: Sequence[str]
     notes: Sequence[str]
     bands: Sequence[Band]
     bands_note: str
@@ -135,11 +141,19 @@ def gather_facts(
         licences=_top(kept, "license") if "license" in table.columns else [],
         columns=table.columns,
         origins=table.origins,
+        sources=_sources(table.folder),
         notes=plan.notes(table),
         bands=bands,
         bands_note=note,
         root=root,
     )
+
+
+def _sources(dataset: Folder) -> list[str]:
+    """Pages of the published sets that the links are of; files and other addresses are private."""
+    named = {name for record in StageRecords(dataset, METADATA).all() for name in record.inputs}
+    sets = {found[1] for name in named if (found := re.match(_PUBLISHED_SET, name))}
+    return [f"https://huggingface.co/datasets/{name}" for name in sorted(sets)]
 
 
 def _scores(table: DatasetTable) -> list[str]:
