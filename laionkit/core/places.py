@@ -4,17 +4,16 @@ Without a note a tar is listed by walking from header to header through all of i
 wanted of it. A note counts for the tar it was made of, and a few members tell whether it is.
 """
 
-import numpy as np
 import pyarrow as pa
 
 from laionkit.core.files import Folder, Written
 from laionkit.core.schemas import RECORDS
 from laionkit.core.shards import ShardRef
-from laionkit.core.tars import BLOCK_BYTES, is_header_of
+from laionkit.core.tars import BLOCK_BYTES, IMAGES_SCHEMA, plain_headers
 
 PLACES = f"{RECORDS}/places"
-# Members looked at to tell a tar from another of the same size: places behind a member whose size
-# differs have moved, so that a few far apart tell of all between them.
+# Members looked at, the last among them, to tell a tar from another of the same size: places behind
+# a member whose size differs have moved, so that a few far apart tell of those between them.
 _LOOKS = 8
 
 
@@ -32,9 +31,10 @@ def still_hold(dataset: Folder, ref: ShardRef, images: pa.Table) -> bool:
     """Whether a shard's tar is the one of which the places of `images` were noted."""
     if not dataset.exists(ref.tar) or dataset.size(ref.tar) != ref.tar_bytes:
         return False
-    rows = np.linspace(0, len(images) - 1, min(_LOOKS, len(images))).astype(np.int64)
-    keys, extensions, offsets, sizes = images.take(pa.array(rows)).to_pydict().values()
+    step = max(1, len(images) // _LOOKS)
+    looked = [images.slice(row, 1).to_pylist()[0] for row in range(len(images) - 1, -1, -step)]
+    keys, extensions, offsets, sizes = ([row[n] for row in looked] for n in IMAGES_SCHEMA.names)
     starts = [offset - BLOCK_BYTES for offset in offsets]
     paths = [dataset.at(ref.tar)] * len(starts)
     headers = dataset.fs.cat_ranges(paths, starts, offsets, on_error="raise")
-    return all(map(is_header_of, headers, keys, extensions, sizes))
+    return plain_headers(headers) == list(zip(keys, extensions, sizes, strict=True))

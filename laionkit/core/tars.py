@@ -6,7 +6,7 @@ Nothing is unpacked, and a name is only ever a name. The good samples of a broke
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
@@ -139,14 +139,16 @@ def plain_images(file: BinaryIO) -> pa.Table | None:
     return _image_table(list(found.values()))
 
 
-def is_header_of(header: bytes, key: str, extension: str, size: int) -> bool:
-    """Whether `header` stands before the bytes of KEY.EXTENSION, a plain file of `size` bytes."""
-    names = _plain_names([header]) if len(header) == BLOCK_BYTES else None
+def plain_headers(headers: Sequence[bytes]) -> list[tuple[str, str, int]] | None:
+    """Key, extension and size in the header of each plain file; None if one is no such header."""
+    names = _plain_names(headers) if set(map(len, headers)) <= {BLOCK_BYTES} else None
+    if names is None:
+        return None
     try:
-        found = names and (*split_member(names[0]), int(header[124:135], 8))
+        sizes = [int(header[124:135], 8) for header in headers]
     except ValueError:
-        return False
-    return found == (key, extension, size)
+        return None
+    return [(*split_member(name), size) for name, size in zip(names, sizes, strict=True)]
 
 
 def _image_table(rows: list[tuple[str, str, int, int]]) -> pa.Table:
@@ -207,7 +209,7 @@ def _reader(file: BinaryIO) -> Callable[[int], bytes]:
     return lambda offset: os.pread(number, _AHEAD, offset)
 
 
-def _plain_names(headers: list[bytes]) -> list[str] | None:
+def _plain_names(headers: Sequence[bytes]) -> list[str] | None:
     """The names in headers of plain files; None where one is of another kind or does not sum up."""
     if not headers:
         return []
