@@ -98,39 +98,65 @@ def peak_mib():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM"))
 """
-DRY_RUN = (
+SUBSET = (
     PEAK
     + """
 import json, sys, time
 started = time.monotonic()
 from laionkit.stages.subset import SubsetConfig, subset
-report = subset(sys.argv[1], SubsetConfig(name="best", dry_run=True, where=sys.argv[2]))
+report = subset(sys.argv[1], SubsetConfig(name="best", **json.loads(sys.argv[2])))
 print(json.dumps({"seconds": round(time.monotonic() - started, 2), "peak_mib": peak_mib(),
     "cpu_s": round(time.process_time(), 2),
     "rows": report.counts.seen, "kept": report.counts.ok,
-    "thresholds": len(report.extra["thresholds"])}))
+    "thresholds": len(report.extra.get("thresholds", []))}))
 """
 )
+WHERE = "aesthetic_v2 >= 5.5 AND punsafe < 0.1 AND original_width >= 512 AND pwatermark < 0.5"
+
+
+def rows_data(work: Path, rows: int) -> Path:
+    """The dataset of dry_run and lists, drawn once."""
+    data = work / f"rows-{rows}"
+    if not data.exists():
+        write_tables(data, rows)
+    return data
+
+
+def alone(data: Path, **settings: Any) -> dict[str, Any]:
+    """What one subset takes in a process of its own, imports included."""
+    command = [sys.executable, "-c", SUBSET, str(data), json.dumps(settings)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(out.stdout)
+    return found
 
 
 def dry_run(work: Path, rows: int, runs: int) -> dict[str, Any]:
     """``--dry-run`` over `rows` rows, in a process of its own each time, imports included."""
-    data = work / f"rows-{rows}"
-    if not data.exists():
-        write_tables(data, rows)
-    where = "aesthetic_v2 >= 5.5 AND punsafe < 0.1 AND original_width >= 512 AND pwatermark < 0.5"
-    found = []
-    for _ in range(runs):
-        out = subprocess.run(
-            [sys.executable, "-c", DRY_RUN, str(data), where],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        found.append(json.loads(out.stdout))
+    data = rows_data(work, rows)
+    found = [alone(data, dry_run=True, where=WHERE) for _ in range(runs)]
     return {**found[0], "seconds": median(f["seconds"] for f in found), "runs": runs,
             "cpu_s": median(f["cpu_s"] for f in found),
             "peak_mib": max(f["peak_mib"] for f in found)}  # fmt: skip
+
+
+def lists(work: Path, rows: int, runs: int) -> dict[str, Any]:
+    """``--as parquet`` over `rows` rows: all kept, in order and shuffled, few and hardly any.
+
+    Each once, whatever `runs` says: it is memory that counts.
+    """
+    data = rows_data(work, rows)
+    ways: dict[str, dict[str, Any]] = {
+        "all": {},
+        "all_shuffled": {"shuffle_seed": 1},
+        "few": {"where": WHERE},
+        "hardly_any": {"where": "aesthetic_v2 >= 8"},
+    }
+    found = {}
+    for name, settings in ways.items():
+        clear(data, work)
+        found[name] = alone(data, as_="parquet", **settings)
+    clear(data, work)
+    return found
 
 
 def draw_jpeg(rng: np.random.Generator) -> bytes:
@@ -434,7 +460,7 @@ def main() -> None:
     """Run the parts asked for and write their numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="dry_run,export,view,semantic")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the dry run")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of dry_run and lists")
     parser.add_argument("--samples", type=int, default=20_000, help="pictures of export and view")
     parser.add_argument("--vectors", type=int, default=1_000_000, help="vectors of semantic dedup")
     parser.add_argument("--runs", type=int, default=3)
@@ -442,8 +468,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="laionkit-bench-"))
-    sizes = {"dry_run": options.rows, "export": options.samples, "view": options.samples,
-             "export_large": options.samples, "semantic": options.vectors}  # fmt: skip
+    sizes = {"dry_run": options.rows, "lists": options.rows, "view": options.samples,
+             "export": options.samples, "export_large": options.samples,
+             "semantic": options.vectors}  # fmt: skip
     known: dict[str, Any] = {}
     if options.out and options.out.exists():
         known = json.loads(options.out.read_text())["parts"]
@@ -476,6 +503,7 @@ def machine() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, int, int], dict[str, Any]]] = {
     "dry_run": dry_run,
+    "lists": lists,
     "export": export,
     "export_large": export_large,
     "view": view,
