@@ -61,20 +61,21 @@ class Engine:
             return self._con.sql(sql).to_arrow_table()
 
     def arrow_over(self, rows: Any, sql: str) -> Any:
-        """Run ``SELECT …`` of our own making over an arrow table, its rows in order."""
-        self._con.register("laionkit_rows", rows)
-        try:
-            return self.arrow(f"{sql} FROM laionkit_rows")
-        finally:
-            self._con.unregister("laionkit_rows")
+        """Run SQL of our own making over an arrow table, ``laionkit_rows``; the result as one."""
+        with self._named(rows):
+            return self.arrow(sql)
 
-    def batches(self, sql: str, rows: int = 100_000) -> Iterator[Any]:
+    def batches(self, sql: str, rows: int = 100_000, *, over: Any = None) -> Iterator[Any]:
         """Run SQL of our own making; yield arrow record batches of about `rows` rows.
 
-        No deadline: whoever takes the batches sets the pace.
+        `over` is an arrow table that it may name ``laionkit_rows``. No deadline: whoever takes the
+        batches sets the pace.
         """
-        with self._errors():
-            yield from self._con.sql(sql).to_arrow_reader(rows)
+        with self._errors(), self._named(over):
+            try:
+                yield from self._con.sql(sql).to_arrow_reader(rows)
+            except OSError as error:  # what the engine says while it is read from, told by arrow
+                raise StageFailed(f"{self.where}: {one_line(error)}") from error
 
     def check(self, sql: str) -> None:
         """Make sure that a filter's SQL is a condition over these columns, without running it.
@@ -94,10 +95,21 @@ class Engine:
 
         `sql` is what is made of them first, as ``laionkit_rows``.
         """
+        with self._named(rows):
+            self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS {sql} LIMIT 0")
+            self.execute(f"INSERT INTO {name} {sql}")
+
+    @contextlib.contextmanager
+    def _named(self, rows: Any) -> Iterator[None]:
+        """Know an arrow table as ``laionkit_rows``; nothing where it is None."""
+        if rows is None:
+            yield
+            return
         self._con.register("laionkit_rows", rows)
-        self.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} AS {sql} LIMIT 0")
-        self.execute(f"INSERT INTO {name} {sql}")
-        self._con.unregister("laionkit_rows")
+        try:
+            yield
+        finally:
+            self._con.unregister("laionkit_rows")
 
     @contextlib.contextmanager
     def _deadline(self) -> Iterator[None]:

@@ -63,7 +63,8 @@ class DatasetFilters(DatasetTable):
                 array = self._scores.array(segment, name)
                 assert array is not None
                 block[name] = pa.array(array[start : start + _BLOCK_ROWS], from_pandas=True)
-            kept = self.arrow_over(pa.table(block), f"SELECT ({sql}) IS TRUE AS kept")["kept"]
+            kept = f"SELECT ({sql}) IS TRUE AS kept FROM laionkit_rows"
+            kept = self.arrow_over(pa.table(block), kept)["kept"]
             parts.append(kept.to_numpy())
         return bits.from_mask(np.concatenate(parts))
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laionkit.core.files import Folder, Written
-from laionkit.ops.predicates import quote_name
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.copies import Part, file_name, write_copies
 from laionkit.stages.subset.layout import (
@@ -21,9 +20,9 @@ from laionkit.stages.subset.layout import (
     SUBSET_FILE,
     SUBSET_SHARD,
     VIEW_FILE,
-    json_sql,
     sample_hash,
 )
+from laionkit.stages.subset.ordered import ordered_rows
 from laionkit.stages.subset.pictures import PLACE_COLUMNS, VIEW_COLUMNS, Pictures
 from laionkit.stages.subset.selection import Selection
 
@@ -61,7 +60,7 @@ def write_kept(
     """
     done = Export()
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
-    rows = selection.table.batches(_export_sql(selection, config), size)
+    rows = ordered_rows(selection, config, size)
     with contextlib.ExitStack() as stack:
         readers: SimpleQueue[Pictures] = SimpleQueue()
         for _ in range(WRITERS):
@@ -167,24 +166,6 @@ def write_dropped(selection: Selection, folder: Folder) -> Written:
         for batch in selection.dropped():
             writer.write_table(pa.Table.from_batches([batch]).cast(schema))
     return Written("dropped.parquet", file.size, file.digest.hexdigest())
-
-
-def _export_sql(selection: Selection, config: SubsetConfig) -> str:
-    """All columns of what stays, in the order of the export, with what a sample needs beside."""
-    table = selection.table
-    pictures = config.as_ != "parquet"
-    places = "".join(f", p.{name}" for name in PLACE_COLUMNS) if pictures else ""
-    joins = " JOIN places p ON p.key = j.key" if pictures else ""
-    caption = f"s.{quote_name(config.caption)}" if config.caption in table.columns else "NULL"
-    order = "j.key"
-    if config.shuffle_seed is not None:
-        order = f"md5('{config.shuffle_seed}:' || j.key), j.key"
-    return (
-        f"SELECT s.*{places}, coalesce({caption}::VARCHAR, '') AS laionkit_txt, "
-        f"{json_sql(table.columns)} AS laionkit_json "
-        f"FROM judged j JOIN ({table.select()}) s ON s.key = j.key{joins} "
-        f"WHERE j.code = 0 ORDER BY {order}"
-    )
 
 
 def _chunks(batches: Iterator[Any], size: int) -> Iterator[pa.Table]:
