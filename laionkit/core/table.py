@@ -122,15 +122,18 @@ class DatasetTable(Engine):
         finally:
             self._con.unregister("laionkit_scan")
 
-    def shard_scan(self, columns: Sequence[str]) -> ShardScan | None:
+    def shard_scan(self, columns: Sequence[str], *, forgotten: bool = False) -> ShardScan | None:
         """A pass over `columns` without a join; None where one is needed.
 
-        NaN comes out as it is. One of NEEDS_JOIN may stop it on the way.
+        NaN comes out as it is, and with `forgotten` what was taken down. One of NEEDS_JOIN may
+        stop it on the way.
         """
         rows = self._sources[0]
         scores = {n: s for n in columns if (s := self._places[n][0]) is not rows}
         shards = {shard for shard, _ in rows.files}
-        if self._forgotten or not rows.whole or rows.view not in (FETCHED_VIEW, EMBEDDED_VIEW):
+        if self._forgotten and not forgotten:
+            return None
+        if not rows.whole or rows.view not in (FETCHED_VIEW, EMBEDDED_VIEW):
             return None
         if not all(s.whole and shards.issuperset(dict(s.files)) for s in scores.values()):
             return None

@@ -77,6 +77,13 @@ def test_samples_taken_down_are_dealt_into_no_bucket(dataset, monkeypatch):
     assert dataset.key(10) in kept
 
 
+def test_of_a_sample_tried_again_the_later_row_counts(dataset, monkeypatch):
+    dataset.write_shard("00015", [3, 77], {})
+    check_both_ways(dataset, monkeypatch, shuffle_seed=2)
+    kept = pq.read_table(dataset.path / "subsets/dealt/kept.parquet").select(["key", "shard"])
+    assert {"key": dataset.key(3), "shard": "00015"} in kept.to_pylist()
+
+
 def test_nothing_is_left_on_the_disk(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spill"))
     Path(tmp_path / "spill").mkdir()

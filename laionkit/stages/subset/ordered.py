@@ -61,8 +61,9 @@ def _places_sql(config: SubsetConfig) -> str:
     return "".join(f", p.{name}" for name in PLACE_COLUMNS) if config.as_ != "parquet" else ""
 
 
-def _join_sql(config: SubsetConfig, which: str = "true") -> str:
-    """SQL that leaves of rows ``s`` those that stay; `which` narrows what they are looked up in."""
+def _join_sql(config: SubsetConfig, first: str = "", last: str = "") -> str:
+    """SQL that leaves of rows ``s`` those that stay; of shards from `first` to `last` if given."""
+    which = f"shard BETWEEN {quote_text(first)} AND {quote_text(last)}" if first else "true"
     joined = f"JOIN (SELECT key FROM judged WHERE code = 0 AND {which}) j ON j.key = s.key"
     if config.as_ != "parquet":
         joined += f" JOIN (FROM places WHERE {which}) p ON p.key = s.key"
@@ -82,8 +83,8 @@ def _deal(selection: Selection, config: SubsetConfig, buckets: "_Buckets") -> No
     """Deal what stays into buckets, shard by shard where the dataset's files allow it."""
     table = selection.table
     bucket = _bucket_sql(table, config, buckets.count)
-    scan = table.shard_scan(list(table.columns))
-    if scan is not None:
+    scan = table.shard_scan(list(table.columns), forgotten=True)  # no verdict is on these
+    if scan is not None and SHARD not in scan.columns:
         with contextlib.suppress(*NEEDS_JOIN):
             _deal_shards(table, config, bucket, scan, buckets)
             return
@@ -113,19 +114,16 @@ def _deal_shards(
     """Deal whole shards, each few looked up in what is known of those few."""
     columns = [f"{number(n, kind)} AS {quote_name(n)}" for n, kind in table.columns.items()]
     source = f"(SELECT {', '.join(columns)} FROM laionkit_rows)"
-    ends = f"SELECT min({SHARD}) AS first, max({SHARD}) AS last FROM laionkit_rows"
     for rows in _gather(scan.batches()):
-        which = "true"
-        if SHARD in rows.column_names and SHARD not in scan.columns:  # else a column of the files
-            first, last = table.arrow_over(rows, ends).to_pylist()[0].values()
-            which = f"shard BETWEEN {quote_text(first)} AND {quote_text(last)}"
-        buckets.add(table.arrow_over(rows, _dealt_sql(config, bucket, source, which)))
+        shards = rows.column(SHARD)
+        ends = shards[0].as_py(), shards[len(rows) - 1].as_py()
+        buckets.add(table.arrow_over(rows, _dealt_sql(config, bucket, source, *ends)))
 
 
-def _dealt_sql(config: SubsetConfig, bucket: str, source: str, which: str = "true") -> str:
+def _dealt_sql(config: SubsetConfig, bucket: str, source: str, *ends: str) -> str:
     """SQL of those rows of `source` that stay, each with its order and its bucket."""
     order = f"{_order_sql(config)} AS {_ORDER}, {bucket} AS {_BUCKET}"
-    return f"SELECT s.*{_places_sql(config)}, {order} FROM {source} s {_join_sql(config, which)}"
+    return f"SELECT s.*{_places_sql(config)}, {order} FROM {source} s {_join_sql(config, *ends)}"
 
 
 def _gather(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
