@@ -13,11 +13,11 @@ Shapes: N rows, D dimensions, Q queries, L lists, K answers. Rows are unit vecto
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import faiss
 import numpy as np
@@ -33,9 +33,10 @@ Bitmap = NDArray[np.uint8]
 _SLICE_ROWS = 8_192  # rows below which a second thread costs more than it gives
 _SLICE_GATHERED = 2_048
 _GATHER_ROWS = 512  # half a MiB at 512 dimensions, which stays in a core's cache
-_CORES = os.cpu_count() or 1  # asking costs 30 µs
-_threads = ThreadPoolExecutor(max_workers=_CORES, thread_name_prefix="knn")
+CORES = os.cpu_count() or 1  # asking costs 30 µs
+_threads = ThreadPoolExecutor(max_workers=CORES, thread_name_prefix="knn")
 _own = threading.local()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class FlatStore:
 
     def _sliced(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Cut the rows into parts, one a thread; each starts at a byte of a bitmap."""
-        parts = max(1, min(_CORES, self.rows // _SLICE_ROWS))
+        parts = max(1, min(CORES, self.rows // _SLICE_ROWS))
         step = max(8, -(-self.rows // parts // 8) * 8)
         for start in range(0, self.rows, step):
             yield start, self._bytes[start : start + step]
@@ -128,8 +129,8 @@ class FlatStore:
             return found.neighbours()
 
         rows = np.ascontiguousarray(rows)
-        parts = max(1, min(_CORES, len(rows) // _SLICE_GATHERED))
-        return merge(_each(scan, np.array_split(rows, parts)), k)
+        parts = max(1, min(CORES, len(rows) // _SLICE_GATHERED))
+        return merge(at_once(scan, np.array_split(rows, parts)), k)
 
     def copy_of(self, rows: Int64) -> NDArray[np.uint8]:
         """The bytes of some rows, one after the other, for `search_copy`."""
@@ -145,9 +146,9 @@ class FlatStore:
             found.add(codes_NB[part], rows_N[part])
             return found.neighbours()
 
-        parts = max(1, min(_CORES, len(rows_N) // _SLICE_ROWS))
+        parts = max(1, min(CORES, len(rows_N) // _SLICE_ROWS))
         cuts = [len(rows_N) * i // parts for i in range(parts + 1)]
-        return merge(_each(scan, [slice(*pair) for pair in itertools.pairwise(cuts)]), k)
+        return merge(at_once(scan, [slice(*pair) for pair in itertools.pairwise(cuts)]), k)
 
     def search(self, query_D: Float32, k: int, keep: Bitmap | None = None) -> Neighbours:
         """The best k rows by inner product, of those whose bit is set in `keep`; none missed."""
@@ -162,7 +163,7 @@ class FlatStore:
             found.add(codes, None)
             return found.neighbours(start)
 
-        return merge(_each(scan, self._slices), k)
+        return merge(at_once(scan, self._slices), k)
 
 
 class _Found:
@@ -253,9 +254,9 @@ class ListStore:
             return _neighbours(scores, rows)
 
         total = int((self.starts[lists + 1] - self.starts[lists]).sum())
-        parts = max(1, min(_CORES, total // _SLICE_ROWS))
+        parts = max(1, min(CORES, total // _SLICE_ROWS))
         shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
-        return merge(_each(scan, shares), k)
+        return merge(at_once(scan, shares), k)
 
 
 def spreads(means_LD: Float32) -> Float32:
@@ -281,7 +282,7 @@ def _neighbours(scores_1K: Float32, rows_1K: Int64, start: int = 0) -> Neighbour
     return Neighbours(scores_1K[0][found], rows_1K[0][found] + start)
 
 
-def _each(work: Any, parts: list[Any]) -> list[Neighbours]:
+def at_once(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
     """Do the parts, at the same time where there are several."""
     if len(parts) == 1:
         return [work(parts[0])]

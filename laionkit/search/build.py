@@ -178,10 +178,10 @@ def _cluster(
 ) -> tuple[knn.Float32, NDArray[np.int32]]:
     """Centroids of a sample, and of each row kept the nearest one."""
     sample = source.sample(shape.sample_rows(source.dim), shape.seed)
-    centroids = knn_build.train_lists(sample, shape.lists, shape.seed)
+    finder = knn_build.ListFinder(sample, shape.lists, shape.seed)
     del sample
-    lists = [knn_build.assign_lists(centroids, block.wide) for block in source.blocks(kept)]
-    return centroids, np.concatenate(lists)
+    lists = [finder.lists_of(block.wide) for block in source.blocks(kept)]
+    return finder.centroids_LD, np.concatenate(lists)
 
 
 def _seen(block: Rows, means: knn_build.ListMeans) -> knn.Float16:

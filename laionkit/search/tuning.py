@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import Float16, spreads
+from laionkit.backends.knn import CORES, Float16, at_once, spreads
 from laionkit.backends.knn_build import widen
 from laionkit.search.reach import (
     CAUTIOUS,
@@ -69,26 +69,22 @@ class Held:
         """No row yet."""
         return cls(matches_L, np.empty(0, np.float32), np.empty(0, np.int64))
 
-    def count(self, lists: NDArray[np.int64]) -> None:
-        """Count more matching rows, that come in list order."""
-        if len(lists):
-            counts = np.bincount(lists - lists[0])
-            self.matches_L[lists[0] : lists[0] + len(counts)] += counts.astype(np.int32)
-
-    def keep(self, scores: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
-        """Keep the best of what was kept and of more rows."""
+    def keep(
+        self, scores: NDArray[np.float32], rows: NDArray[np.int64], lists_N: NDArray[np.int64]
+    ) -> None:
+        """Keep the best of what was kept and of more rows, of N whose lists are told."""
         if len(self.scores) == _TOP:
-            better = scores > self.scores[-1]
-            if not better.any():
+            better = np.flatnonzero(scores > self.scores[-1])
+            if not len(better):
                 return
-            scores, lists = scores[better], lists[better]
+            scores, rows = scores[better], rows[better]
         if len(scores) > _TOP:
             best = np.argpartition(-scores, _TOP)[:_TOP]
-            scores, lists = scores[best], lists[best]
+            scores, rows = scores[best], rows[best]
         scores = np.concatenate([self.scores, scores])
         order = np.argsort(-scores)[:_TOP]
         self.scores = scores[order]
-        self.lists = np.concatenate([self.lists, lists])[order]
+        self.lists = np.concatenate([self.lists, lists_N[rows]])[order]
 
 
 class Learner:
@@ -138,32 +134,41 @@ class Learner:
             yield block
 
     def _see(self, half_ND: Float16, start: int) -> None:
+        count = len(half_ND)
         scores_QN = self._asked.vectors_QD @ widen(half_ND).T
         here = self._asked.own_Q - start
-        own = np.flatnonzero((here >= 0) & (here < len(half_ND)))
+        own = np.flatnonzero((here >= 0) & (here < count))
         scores_QN[own, here[own]] = _NO_HIT
-        rows = np.arange(start, start + len(half_ND))
-        lists = np.searchsorted(self._stops, rows, side="right")
-        for held, scores in zip(self.seen[CELLS[0]], scores_QN, strict=True):
-            held.keep(scores, lists)
-        drawn = self._rng.standard_normal(2 * len(rows), np.float32)
-        for f, q in enumerate(self._filtered):  # each has its own part of what was drawn
-            first = self._rng.integers(len(rows) + 1)
-            self._filter(f, scores_QN[q], lists, drawn[first : first + len(rows)])
+        rows = np.arange(count)
+        lists_N = np.searchsorted(self._stops, rows + start, side="right")
+        drawn = self._rng.standard_normal(2 * count, np.float32)
+        firsts_F = self._rng.integers(count + 1, size=len(self._filtered))
+
+        def show(part: slice) -> None:
+            for held, scores in zip(self.seen[CELLS[0]][part], scores_QN[part], strict=True):
+                held.keep(scores, rows, lists_N)
+            for f, q in list(enumerate(self._filtered))[part]:
+                noise = drawn[firsts_F[f] :][:count]  # each has its own part of what was drawn
+                self._filter(f, scores_QN[q], lists_N, noise)
+
+        at_once(show, [slice(core, None, CORES) for core in range(CORES)])
 
     def _filter(
-        self, f: int, scores: NDArray[np.float32], lists: NDArray[np.int64],
-        noise: NDArray[np.float32],
+        self, f: int, scores_N: NDArray[np.float32], lists_N: NDArray[np.int64],
+        noise_N: NDArray[np.float32],
     ) -> None:  # fmt: skip
-        """Show rows to a query under every filter."""
-        unit = (scores - self._mean_F[f]) / self._deviation_F[f]
+        """Show rows, that come in list order, to a query under every filter."""
+        unit_N = (scores_N - self._mean_F[f]) / self._deviation_F[f]
+        first, last = int(lists_N[0]), int(lists_N[-1])
+        ends = np.searchsorted(lists_N, np.arange(first, last + 2))
         for correlation in CORRELATIONS:
-            column, (kept, lists_of) = _column(unit, noise, correlation), (scores, lists)
+            column, rows = _column(unit_N, noise_N, correlation), np.arange(len(scores_N))
             for selectivity in SELECTIVITIES[1:]:  # each keeps some of what the last one kept
                 inside = np.flatnonzero(column >= self._cuts[selectivity, correlation])
-                column, kept, lists_of = column[inside], kept[inside], lists_of[inside]
-                self.seen[selectivity, correlation][f].count(lists_of)
-                self.seen[selectivity, correlation][f].keep(kept, lists_of)
+                column, rows = column[inside], rows[inside]
+                held = self.seen[selectivity, correlation][f]
+                held.matches_L[first : last + 1] += np.diff(np.searchsorted(rows, ends))
+                held.keep(scores_N[rows], rows, lists_N)
 
     def reach(self, recall: float = 0.95) -> Reach:
         """What was learnt for a recall that is aimed at."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from laionkit.search import execute, planner
+from laionkit.search import execute, planner, tuning
 from laionkit.search.reach import Reach, expected_shares
 from laionkit.search.searcher import Searcher
 from laionkit.search.tuning import Asked, Learner, simulated_filters
@@ -137,6 +137,14 @@ def test_a_learner_finds_the_nearest_of_all_rows_without_a_querys_own():
     for (selectivity, _), helds in list(seen.items())[:6]:
         for held in helds:
             assert held.matches_L.sum() == pytest.approx(selectivity * ROWS, rel=0.25)
+
+
+def test_what_is_learnt_is_the_same_on_any_count_of_cores(monkeypatch):
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(tuning, "CORES", cores)
+        found.append(learn(queries(60)))
+    assert found[0] == found[1]
 
 
 def test_queries_among_the_vectors_need_less_than_those_far_from_them():
