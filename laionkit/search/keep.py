@@ -35,12 +35,7 @@ class Keep:
     def offsets(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many rows kept lie before each list and after the last; `starts` are the lists'."""
         if self._offsets is None:
-            if "rows" in self.__dict__:
-                self._offsets = np.searchsorted(self.rows, starts)
-            else:
-                whole = np.unpackbits(self.bitmap, count=int(starts[-1]), bitorder="little")
-                summed = np.cumsum(whole, dtype=np.int64)
-                self._offsets = np.concatenate([[0], summed])[starts]
+            self._offsets = bits.before(self.bitmap, starts)
         return self._offsets
 
     def rows_of_lists(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn_build import widen
+from laionkit.backends.knn import widen
 from laionkit.core.embeddings import EmbeddingRef
 from laionkit.core.errors import InputError
 from laionkit.core.files import Folder

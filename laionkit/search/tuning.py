@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import CORES, Float16, at_once, spreads
-from laionkit.backends.knn_build import widen
+from laionkit.backends.knn import CORES, Float16, at_once, spreads, widen
 from laionkit.search.reach import (
     CAUTIOUS,
     SELECTIVITIES,
