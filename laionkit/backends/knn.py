@@ -83,6 +83,7 @@ class FlatStore:
         if not isinstance(self._index, faiss.IndexScalarQuantizer):
             raise InputError(f"{path} is a {type(self._index).__name__}, not flat float16 vectors")
         self.rows, self.dim = int(self._index.ntotal), int(self._index.d)
+        self.row_bytes = 2 * self.dim
         self._bytes: NDArray[np.uint8] = np.empty((0, 2 * self.dim), np.uint8)
         if self.rows:
             flat = faiss.rev_swig_ptr(self._index.codes.data(), self.rows * self.dim * 2)
@@ -203,6 +204,7 @@ class ListStore:
         if not isinstance(self._index, faiss.IndexIVFScalarQuantizer):
             raise InputError(f"{path} is a {type(self._index).__name__}, not an inverted file")
         lists = int(self._index.nlist)
+        self.row_bytes = int(self._index.code_size) + 8  # of a row's code and number
         sizes = [self._index.invlists.list_size(i) for i in range(lists)]
         self.sizes_L: Int64 = np.array(sizes, np.int64)
         self.starts: Int64 = np.concatenate([[0], np.cumsum(self.sizes_L)])
@@ -239,23 +241,61 @@ class ListStore:
 
         `near_L` is what `near` says of every list.
         """
-        query = np.ascontiguousarray(query_D)
-
-        def scan(some: Int64) -> Neighbours:
-            selector = None if keep is None else _selector(keep)
-            params = faiss.SearchParametersIVF(sel=selector, nprobe=len(some))
-            near = near_L[some]
-            scores, rows = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
-            self._index.search_preassigned_c(
-                1, faiss.swig_ptr(query), k, faiss.swig_ptr(some), faiss.swig_ptr(near),
-                faiss.swig_ptr(scores), faiss.swig_ptr(rows), False, params,
-            )  # fmt: skip
-            return _neighbours(scores, rows)
-
         total = int((self.starts[lists + 1] - self.starts[lists]).sum())
-        parts = max(1, min(CORES, total // _SLICE_ROWS))
-        shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
-        return merge(at_once(scan, shares), k)
+        return _search_lists(self._index, total, query_D, k, lists, near_L, keep)
+
+    def copy_of(self, rows: Int64) -> "ListCopy":
+        """The codes of some rows, in order, by list."""
+        return ListCopy(self._index, rows, np.searchsorted(rows, self.starts), self.starts)
+
+
+class ListCopy:
+    """The codes of some rows of an inverted file, in memory, by list."""
+
+    def __init__(self, index: Any, rows_M: Int64, offsets: Int64, starts: Int64) -> None:
+        """Copy codes; at `offsets` of the rows, and at `starts` of all rows, lists begin."""
+        self._offsets, self._of = offsets, index  # which lends its quantizer
+        self._index = faiss.IndexIVFScalarQuantizer(
+            index.quantizer, index.d, index.nlist, index.sq.qtype, index.metric_type
+        )
+        self._index.sq, self._index.is_trained = index.sq, True
+        for number in np.flatnonzero(np.diff(offsets)).tolist():
+            rows = rows_M[offsets[number] : offsets[number + 1]]
+            size = int(starts[number + 1] - starts[number])
+            codes = faiss.rev_swig_ptr(index.invlists.get_codes(number), size * index.code_size)
+            some = codes.reshape(size, index.code_size)[rows - starts[number]]
+            self._index.invlists.add_entries(
+                number, len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(some)
+            )
+        self._index.ntotal = len(rows_M)
+
+    def search(self, query_D: Float32, k: int, lists: Int64, near_L: Float32) -> Neighbours:
+        """The best k of the rows that were copied of some lists, see `ListStore.search`."""
+        total = int((self._offsets[lists + 1] - self._offsets[lists]).sum())
+        return _search_lists(self._index, total, query_D, k, lists, near_L, None)
+
+
+def _search_lists(
+    index: Any, total: int, query_D: Float32, k: int, lists: Int64, near_L: Float32,
+    keep: Bitmap | None,
+) -> Neighbours:  # fmt: skip
+    """The best k rows of some lists, that hold so many in `total`, by their codes."""
+    query = np.ascontiguousarray(query_D)
+
+    def scan(some: Int64) -> Neighbours:
+        selector = None if keep is None else _selector(keep)
+        params = faiss.SearchParametersIVF(sel=selector, nprobe=len(some))
+        near = near_L[some]
+        scores, rows = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
+        index.search_preassigned_c(
+            1, faiss.swig_ptr(query), k, faiss.swig_ptr(some), faiss.swig_ptr(near),
+            faiss.swig_ptr(scores), faiss.swig_ptr(rows), False, params,
+        )  # fmt: skip
+        return _neighbours(scores, rows)
+
+    parts = max(1, min(CORES, total // _SLICE_ROWS))
+    shares = [np.ascontiguousarray(lists[i::parts]) for i in range(parts)]
+    return merge(at_once(scan, shares), k)
 
 
 def widen(half_ND: Float16) -> Float32:

@@ -1,18 +1,20 @@
-"""Copies of the vectors of narrow filters that are asked with again.
+"""Copies of the rows of narrow filters that are asked with again.
 
 Rows far apart cost a trip to memory each, five times what it takes to score them in turn. So where
-a filter that keeps few rows comes a second time its vectors are copied, and from then on all of
-them are scored: an answer is then exact, at less than a probe takes that looks at a third of them.
+a filter that keeps few rows comes a second time its rows are copied. Of the narrowest the vectors
+are, and from then on all of them are scored: an answer is then exact, at less than a probe takes
+that looks at a third of them. Of others the codes are, by list, and these are probed.
 """
 
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import FlatStore
+from laionkit.backends.knn import FlatStore, ListCopy, ListStore
 from laionkit.search.keep import Keep
 
 COPIED = 1 / 8  # the share of rows kept up to which a filter is copied
@@ -30,10 +32,14 @@ class Copies:
         self._kept: OrderedDict[weakref.ref[Keep], int] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, keep: Keep, vectors: FlatStore) -> NDArray[np.uint8] | None:
-        """The vectors of the rows kept, in order; None where they are not copied."""
-        size = 2 * vectors.dim * keep.count
-        if keep.count > COPIED * vectors.rows or size > self._most // _LARGEST:
+    def of(
+        self, keep: Keep, vectors: FlatStore, probed: Callable[[], ListStore | None]
+    ) -> NDArray[np.uint8] | ListCopy | None:
+        """The vectors of the rows kept, in order; None where they are not copied.
+
+        Where lists are `probed` for such a filter it is the rows' codes instead.
+        """
+        if keep.count > COPIED * vectors.rows:
             return None
         with self._lock:
             if (copy := keep.copy) is not None:
@@ -42,7 +48,11 @@ class Copies:
             keep.asked += 1
             if keep.asked != _ASKED:
                 return None
-        copy = vectors.copy_of(keep.rows)
+        store = probed() or vectors
+        size = store.row_bytes * keep.count
+        if size > self._most // _LARGEST:
+            return None
+        copy = store.copy_of(keep.rows)
         with self._lock:
             keep.copy, keep.asked = copy, 0
             self._kept[weakref.ref(keep)] = size

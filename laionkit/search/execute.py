@@ -5,13 +5,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import FlatStore, Neighbours, merge
+from laionkit.backends.knn import FlatStore, ListCopy, ListStore, Neighbours, merge
 from laionkit.search import planner
 from laionkit.search.copies import Copies
 from laionkit.search.foreign import AnySegment
 from laionkit.search.keep import Keep
 from laionkit.search.planner import Step
-from laionkit.search.reach import first_lists, first_rows, promising_lists, reranked
+from laionkit.search.reach import K, first_lists, first_rows, promising_lists, reranked
 from laionkit.search.segment import Segment
 
 _FEW = 128  # rows whose cosines cost less than choosing among them first
@@ -29,7 +29,7 @@ def search_segment(
     """The k nearest rows of one segment, under a filter, and how they were found.
 
     A probe scores no more than it should be able to in `latency_ms`; a scan is never cut. A
-    filter whose vectors are among the `copies` is scanned.
+    filter whose vectors are among the `copies` is scanned, one whose codes are is probed.
     """
     matches = segment.count if keep is None else keep.count
     name = segment.info.name
@@ -39,24 +39,38 @@ def search_segment(
     if not isinstance(segment, Segment):
         found = segment.vectors.search(query_D, k, None if keep is None else keep.bitmap)
         return found, Step(name, "scan", matches, matches, exact=segment.vectors.exact)
-    copy = None if keep is None or copies is None else copies.of(keep, segment.vectors)
-    if exact or copy is not None or segment.lists is None or not worth_probing(segment, k, matches):
-        found = _scan(segment, query_D, k, keep, matches, copy)
+    copy = None
+    if keep is not None and copies is not None:
+        copy = copies.of(keep, segment.vectors, lambda: _probed_copy(segment, matches))
+    vectors = copy if isinstance(copy, np.ndarray) else None
+    if exact or vectors is not None or not worth_probing(segment, k, matches):
+        found = _scan(segment, query_D, k, keep, matches, vectors)
         return found, Step(name, "scan", matches, matches)
-    return _probe(segment, query_D, k, keep, matches, latency_ms)
+    codes = copy if isinstance(copy, ListCopy) else None
+    return _probe(segment, query_D, k, keep, matches, latency_ms, codes)
 
 
 def worth_probing(segment: Segment, k: int, matches: int) -> bool:
     """Whether a probe that reaches the recall aimed at should take less time than a scan."""
     info, dim = segment.info, segment.vectors.dim
-    if not info.reach.learnt_from:  # lists of before there was a reach
+    if segment.lists is None or not info.reach.learnt_from:  # lists of before there was a reach
         return False
-    first = first_rows(matches, k)
-    scored = max(first, round(info.reach.scored_of(matches / info.rows, k) * matches))
+    scored = info.reach.rows_scored(matches, info.rows, k)
     if scored >= matches:
         return False
     probe = planner.probe_ms(info.rows, matches, scored, info.lists, dim, info.code_bits)
     return probe < planner.scan_ms(info.rows, matches, dim)
+
+
+def _probed_copy(segment: Segment, matches: int) -> ListStore | None:
+    """The lists whose codes are copied of so many matching rows; None where vectors are."""
+    info = segment.info
+    if not worth_probing(segment, K, matches):
+        return None
+    scored = info.reach.rows_scored(matches, info.rows, K)
+    dim = segment.vectors.dim
+    worth = planner.probes_copy(matches, scored, info.lists, dim, info.code_bits)
+    return segment.lists if worth else None
 
 
 def _probe(
@@ -66,6 +80,7 @@ def _probe(
     keep: Keep | None,
     matches: int,
     latency_ms: float,
+    copy: ListCopy | None,
 ) -> tuple[Neighbours, Step]:
     """The k nearest rows of the lists that should hold them."""
     store = segment.lists
@@ -73,7 +88,7 @@ def _probe(
     near, spread, reach = store.near(query_D), store.spread_L, segment.info.reach
     counts = store.sizes_L if keep is None else np.diff(keep.offsets(store.starts))
     lists = first_lists(near, spread, counts, first_rows(matches, k), reach)
-    found = _score(segment, query_D, near, lists, k, keep, counts)
+    found = _score(segment, query_D, near, lists, k, keep, counts, copy)
     least = float(np.partition(found.scores, -k)[-k])
     share = matches / segment.count
     more = promising_lists(least, near, spread, counts, share, reach)
@@ -87,7 +102,8 @@ def _probe(
     cut = len(more) > 0 and int(held[-1]) > afford
     more = more[: int(np.searchsorted(held, afford, side="right"))] if cut else more
     if len(more):
-        found = merge([found, _score(segment, query_D, near, more, k, keep, counts)], reranked(k))
+        further = _score(segment, query_D, near, more, k, keep, counts, copy)
+        found = merge([found, further], reranked(k))
     rows = found.rows
     if len(rows) > _FEW:  # more are first ranked by inner product, which reads them faster
         rows = segment.vectors.search_rows(query_D, min(k + 8 + k // 16, len(rows)), rows).rows
@@ -108,12 +124,15 @@ def _score(
     k: int,
     keep: Keep | None,
     counts_L: NDArray[np.int64],
+    copy: ListCopy | None,
 ) -> Neighbours:
     """The best rows of some lists: by their codes, or by their vectors where few are kept."""
     store = segment.lists
     assert store is not None
     held = int(counts_L[lists].sum())
     depth, lists = min(reranked(k), held), np.sort(lists)
+    if copy is not None:
+        return copy.search(query_D, depth, lists, near_L)
     if keep is not None:
         passed = int((store.starts[lists + 1] - store.starts[lists]).sum())
         if held < planner.SPARSE * passed:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from laionkit.backends.knn import Bitmap
+from laionkit.backends.knn import Bitmap, ListCopy
 from laionkit.search import bits
 from laionkit.search.foreign import AnySegment
 from laionkit.search.planner import SPARSE
@@ -19,7 +19,7 @@ class Keep:
         """Wrap a bitmap: bit r of byte r // 8, lowest first."""
         self.bitmap = bitmap
         self.asked = 0
-        self.copy: NDArray[np.uint8] | None = None  # of its rows' vectors, see copies.py
+        self.copy: NDArray[np.uint8] | ListCopy | None = None  # of its rows, see copies.py
         self._offsets: NDArray[np.int64] | None = None
 
     @cached_property

@@ -22,6 +22,7 @@ _GATHERED = 300.0
 _CODED = {8: 36.0, 4: 70.0}  # a row of codes of so many bits a dimension, in turn
 _LIST = 100.0  # a list's product, place and expectation
 PROBE_MS = 0.25  # what a probe costs before it scores a row
+_EXACT_WORTH = 2.0  # an exact answer may take so many times as long as one that is not
 SPARSE = 0.03  # the share of rows kept below which they are gathered, not tested one by one
 
 
@@ -44,6 +45,12 @@ def probe_ms(
     if matches < SPARSE * rows:
         return base + scored * _GATHERED * dim / 512e6
     return base + scored * _MATCHED * dim / 512e6 + scored * rows / matches * _PASSED / 1e6
+
+
+def probes_copy(matches: int, scored: int, lists: int, dim: int, code_bits: int = 8) -> bool:
+    """Whether a copy of matching rows should be of codes, to be probed, not of vectors to scan."""
+    probe = probe_ms(matches, matches, scored, lists, dim, code_bits)
+    return _EXACT_WORTH * probe < scan_ms(matches, matches, dim)
 
 
 def affordable(

@@ -52,6 +52,10 @@ class Reach(BaseModel):
             1.0, self._between(self.scored, selectivity) * max(1.0, math.sqrt(math.sqrt(k / K)))
         )
 
+    def rows_scored(self, matches: int, rows: int, k: int) -> int:
+        """How many of so many matching rows a probe should score for k hits."""
+        return max(first_rows(matches, k), round(self.scored_of(matches / rows, k) * matches))
+
     def _between(self, values: Sequence[float], selectivity: float) -> float:
         at = np.log(np.clip(selectivity, self.selectivities[-1], 1.0))
         return float(np.interp(at, np.log(self.selectivities[::-1]), values[::-1]))
