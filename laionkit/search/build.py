@@ -53,7 +53,7 @@ class Shape:
     code_bits: int = 8
 
     def block_rows(self, dim: int) -> int:
-        """How many rows are worked on at a time: an eighth of the memory, three copies each."""
+        """How many rows are worked on at a time: in an eighth of the memory, beside the next."""
         return int(np.clip(self.memory_mib * 2**17 // (12 * dim), 256, BLOCK_ROWS))
 
     def sample_rows(self, dim: int) -> int:

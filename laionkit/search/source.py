@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,9 +134,14 @@ class VectorSource:
         return np.where(np.abs(lengths - 1) < _NEARLY_UNIT, np.float32(1), lengths), lengths
 
     def blocks(self, order: NDArray[np.int64]) -> Iterator[Rows]:
-        """The rows of `order`, in that order, a block at a time."""
-        for start in range(0, len(order), self.block_rows):
-            yield self.read(order[start : start + self.block_rows])
+        """The rows of `order`, in that order, a block at a time; the next is read meanwhile."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self.read, order[: self.block_rows])
+            for start in range(self.block_rows, len(order), self.block_rows):
+                block = coming.result()
+                coming = thread.submit(self.read, order[start : start + self.block_rows])
+                yield block
+            yield coming.result()
 
     def sample(self, count: int, seed: int) -> NDArray[np.float32]:
         """Some rows, drawn at random without repeats."""
