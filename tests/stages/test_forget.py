@@ -40,7 +40,10 @@ def add(dataset: Path, shard: int) -> None:
 
 @pytest.fixture(params=["exact", "ivf"])
 def config(request, monkeypatch) -> IndexConfig:
-    monkeypatch.setattr(execute, "worth_probing", lambda segment, k, matches: matches > 50)
+    def worth(segment, k, matches):
+        return segment.lists and matches > 50
+
+    monkeypatch.setattr(execute, "worth_probing", worth)
     return IndexConfig(kind=request.param, lists=16 if request.param == "ivf" else None)
 
 
