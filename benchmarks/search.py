@@ -58,7 +58,7 @@ DIM, K, SHARD = 512, 10, 50_000
 STEPS = ("data", "ours", "ivf", "autofaiss", "cold", "prepare", "time", "recall", "agree", "budget")
 SMALL_MIB = 300
 WARMING = 500
-RECALL_BATCH = 250  # queries whose scores are held at a time: 1 GB of a million rows
+RECALL_BATCH = 500  # queries whose scores are held at a time: 2 GB of a million rows
 PEERS = ["autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy<2", "pyarrow<20"]
 PEER_BUILD = """
 import json, resource, sys, time
