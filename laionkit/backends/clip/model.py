@@ -18,6 +18,11 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from laionkit.backends.clip.device import Precision, Transfers, has_fast_bf16
 from laionkit.backends.clip.lanes import Lanes
 from laionkit.backends.clip.loading import Loaded
+from laionkit.backends.clip.one_token import (
+    at_one_token,
+    ends_in_plain_block,
+    read_class_token_alone,
+)
 from laionkit.backends.clip.packed import pack
 from laionkit.core.errors import ConfigError, StageFailed
 
@@ -48,6 +53,7 @@ class ClipModel:
         self._transfers = Transfers(device)
         self.fits = sys.maxsize
         self.module = loaded.module.to(device=device, dtype=precision.dtype)
+        read_class_token_alone(self.module.visual)
         self._compiled = compiled
         self._encode_image: Callable[[torch.Tensor], torch.Tensor] = self.module.encode_image  # type: ignore[assignment]
         self._mean, self._std = (
@@ -265,8 +271,17 @@ def _encode_causal(module: Any, tokens_NT: torch.Tensor) -> torch.Tensor:
     dtype = tower.transformer.get_cast_dtype()
     x = tower.token_embedding(tokens_NT).to(dtype)
     x = x + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-    x = text_global_pool(tower.ln_final(x), tokens_NT, pool, eos_token_id=end_id)
+    mask = tower.attn_mask[:length, :length]
+    if ends_in_plain_block(tower.transformer):
+        places = torch.arange(length, device=x.device).expand(len(x), length)
+        end_N = text_global_pool(places, tokens_NT, pool, eos_token_id=end_id)
+        *blocks, last = tower.transformer.resblocks
+        for block in blocks:
+            x = block(x, attn_mask=mask)
+        x = tower.ln_final(at_one_token(last, x, end_N, mask))
+    else:
+        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
+        x = text_global_pool(x, tokens_NT, pool, eos_token_id=end_id)
     projection = tower.text_projection
     if projection is not None:
         x = projection(x) if isinstance(projection, torch.nn.Linear) else x @ projection

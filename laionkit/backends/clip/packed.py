@@ -49,14 +49,16 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """What ``nn.MultiheadAttention`` computes of one sequence with itself, N T D."""
+    """What ``nn.MultiheadAttention`` computes of one sequence with itself, or of some of it."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         """Take over the weights of `attention`."""
         super().__init__()
-        self.heads = attention.num_heads
-        assert attention.in_proj_weight is not None
-        self.qkv = PackedLinear(attention.in_proj_weight, attention.in_proj_bias)
+        self.num_heads = attention.num_heads
+        width, weight, bias = attention.embed_dim, attention.in_proj_weight, attention.in_proj_bias
+        assert weight is not None
+        self.q = PackedLinear(weight[:width], None if bias is None else bias[:width])
+        self.kv = PackedLinear(weight[width:], None if bias is None else bias[width:])
         self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias)
 
     def forward(
@@ -67,14 +69,15 @@ class PackedAttention(nn.Module):
         need_weights: bool = False,
         attn_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, None]:
-        """Attend; `key` and `value` are `x` again, as open_clip's blocks call it."""
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if attn_mask is not None and attn_mask.dim() == 3:  # one for each row and head, as CoCa's
-            attn_mask = attn_mask.view(batch, self.heads, length, length)
+        """Let the tokens of `x` [N, Q, D] attend to those of `key` [N, T, D], which is `value`."""
+        (batch, asked, width), length = x.shape, key.shape[1]
+        heads, part = self.num_heads, width // self.num_heads
+        q = self.q(x).view(batch, asked, heads, part).transpose(1, 2)
+        k, v = self.kv(key).view(batch, length, 2, heads, part).permute(2, 0, 3, 1, 4)
+        if attn_mask is not None and attn_mask.dim() == 3:  # one for each sample and head
+            attn_mask = attn_mask.view(batch, heads, asked, length)
         y = scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
-        return self.out(y.transpose(1, 2).reshape(batch, length, width)), None
+        return self.out(y.transpose(1, 2).reshape(batch, asked, width)), None
 
 
 def _is_plain(attention: nn.MultiheadAttention) -> bool:

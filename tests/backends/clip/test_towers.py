@@ -100,3 +100,19 @@ def test_every_kind_gives_what_open_clip_gives(tower):
     with model.busy():
         np.testing.assert_allclose(model.encode_texts(CAPTIONS), text_ND, atol=1e-5)
         np.testing.assert_allclose(model.encode_images(pictures), image_ND, atol=1e-5)
+
+
+def test_the_last_block_is_computed_for_the_token_that_is_read_alone(small_clip):
+    model = load_model(f"local-dir:{small_clip}", device="cpu", precision="fp32")
+    seen: dict[str, list[int]] = {"image": [], "text": []}
+    for name, last in (
+        ("image", model.module.visual.transformer.resblocks[-1].block),
+        ("text", model.module.transformer.resblocks[-1]),
+    ):
+        last.mlp.register_forward_pre_hook(
+            lambda _, given, name=name: seen[name].append(given[0].shape[1])
+        )
+    edges = model.preprocess.height_px, model.preprocess.width_px
+    model.encode_images(np.zeros((3, *edges, 3), np.uint8))
+    model.encode_texts(["a red circle", "two blue squares beside a green star"])
+    assert seen == {"image": [1], "text": [1]}
