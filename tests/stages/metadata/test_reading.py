@@ -11,7 +11,7 @@ import pytest
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
 from laionkit.core.files import Folder
-from laionkit.core.progress import SamplesDone
+from laionkit.core.progress import SamplesDone, StageEnded
 from laionkit.core.records import StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.status import status
@@ -94,11 +94,17 @@ def test_the_work_list_has_a_row_group_a_shard(tmp_path):
 
 def test_the_parts_of_a_run_were_all_at_work_for_as_long_as_it_took(tmp_path, monkeypatch):
     monkeypatch.setattr("laionkit.core.worklist_parts.SHARDS_PER_PART", 1)
-    report = make(write(tmp_path, "csv"), tmp_path / "d")
+    ended = []
+
+    class Listening:
+        def emit(self, event):
+            if isinstance(event, StageEnded):
+                ended.append(round(event.seconds, 3))
+
+    source, config = write(tmp_path, "csv"), MetadataConfig(shard_size=10)
+    metadata([str(source)], str(tmp_path / "d"), config, runner=Runner(progress=Listening()))
     parts = list(StageRecords(Folder(tmp_path / "d"), "metadata").all())
-    assert len(parts) == 3
-    assert len({part.seconds for part in parts}) == 1
-    assert report.seconds / 2 < parts[0].seconds <= report.seconds
+    assert [part.seconds for part in parts] == ended * 3
 
 
 def test_a_second_identical_call_finds_it_done(tmp_path):
