@@ -151,7 +151,10 @@ class _Nursery:
         with theirs:
             command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=_environment(), stdin=subprocess.DEVNULL
+                command,
+                pass_fds=[theirs.fileno()],
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
             )
         with contextlib.suppress(BrokenPipeError):  # it failed to start: `fork` says so
             self._control.sendall(_NUMBER.pack(len(start_with)) + start_with)
@@ -184,7 +187,7 @@ def _how_it_ended(code: int | None) -> str:
     return f"its process ended with exit code {code}"
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Ours, with the path that finds this package, and no threads in numpy before the fork."""
     paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     return {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -132,12 +132,15 @@ def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
 
 def drop_semantic(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose embeddings' cosine is at least `dedup_cosine`, keep the best."""
-    from laionkit.backends.near import near_pairs
+    from laionkit.backends.near import REACH, near_pairs
 
     keys = order_keys(selection, config)
     with gather(selection.table, config.model or None) as vectors:
         there = np.flatnonzero(vectors.there)
-        found = near_pairs(lambda rows: vectors.read(there[rows]), len(there), config.dedup_cosine)
+        reach = 1 if config.dedup_exact else REACH
+        found = near_pairs(
+            lambda rows: vectors.read(there[rows]), len(there), config.dedup_cosine, reach
+        )
         _drop_pairs(selection, "dedup semantic", keys, (there[pair_P2] for pair_P2 in found))
 
 
