@@ -17,7 +17,7 @@ Shapes: N and M vectors, D dimensions, P pairs.
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -42,9 +42,16 @@ def nearest_of(x_ND: Float32, other_MD: Float32) -> tuple[Float32, Int64]:
 
 
 def near_pairs(
-    read: ReadRows, rows: int, min_cosine: float, reach: float = REACH, seed: int = 0
+    read: ReadRows,
+    rows: int,
+    min_cosine: float,
+    reach: float = REACH,
+    tell: Callable[[int, int], None] = lambda done, parts: None,
+    seed: int = 0,
 ) -> Iterator[Int64]:
     """Every pair of rows whose cosine is at least `min_cosine`, as [P, 2], in no order.
+
+    `tell` is called with how many parts of the comparisons are done, of how many.
 
     Up to 20,000 rows none is missed. Of more, a pair is missed whose rows are in two clusters and
     whose difference is at an angle to the normal of their border of a cosine above `reach`: with 1
@@ -57,12 +64,12 @@ def near_pairs(
     clusters = max(2, round(rows**0.5 / 2)) if rows > ONE_CLUSTER else 1
     with tempfile.TemporaryDirectory(prefix="laionkit-") as name:
         folder, processes = Path(name), faiss.omp_get_max_threads()
-        cells = Cells.sort(folder, read, rows, clusters, seed)
+        borders = Borders(Cells.sort(folder, read, rows, clusters, seed), min_cosine, reach)
         if clusters == 1 or processes == 1:
-            maybe = Borders(cells, min_cosine, reach).maybe_near()
+            maybe = borders.maybe_near()
         else:
             maybe = _in_processes(folder, processes, min_cosine, reach)
-        for maybe_P2 in _gathered(maybe):
+        for maybe_P2 in _gathered(_telling(maybe, borders.parts, tell)):
             yield _near(maybe_P2, read, min_cosine)
 
 
@@ -80,11 +87,10 @@ def _in_processes(folder: Path, count: int, min_cosine: float, reach: float) -> 
         while crew:
             for pipe in wait(list(crew)):
                 assert isinstance(pipe, Connection)
-                found = _received(pipe, crew[pipe])
-                if found:
-                    yield np.frombuffer(found, np.int64).reshape(-1, 2)
-                else:
-                    crew.pop(pipe).wait()
+                try:
+                    yield np.frombuffer(pipe.recv_bytes(), np.int64).reshape(-1, 2)
+                except EOFError:
+                    _check(crew.pop(pipe))
                     pipe.close()
     finally:
         for pipe, process in crew.items():
@@ -93,15 +99,27 @@ def _in_processes(folder: Path, count: int, min_cosine: float, reach: float) -> 
             pipe.close()
 
 
-def _received(pipe: Connection, process: "subprocess.Popen[bytes]") -> bytes:
-    try:
-        return pipe.recv_bytes()
-    except EOFError as error:
-        code = process.wait()
+def _check(process: "subprocess.Popen[bytes]") -> None:
+    """Raise StageFailed where a process did not end by itself."""
+    code = process.wait()
+    if code:
         raise StageFailed(
             f"a process that compares embeddings died (exit code {code}); nothing was written: "
             "run the same command again"
-        ) from error
+        )
+
+
+def _telling(
+    maybe: Iterable[Int64], parts: int, tell: Callable[[int, int], None]
+) -> Iterator[Int64]:
+    """The pairs; what comes empty tells that a part is done."""
+    done = 0
+    for maybe_P2 in maybe:
+        if len(maybe_P2):
+            yield maybe_P2
+        else:
+            done += 1
+            tell(done, parts)
 
 
 def _gathered(maybe: Iterable[Int64]) -> Iterator[Int64]:

@@ -46,12 +46,19 @@ class Borders:
         self._across = reach * ((2 - 2 * min_cosine) ** 0.5 + 2e-3)
         self._cosines = np.empty(_COSINES, np.float32)
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts comparing is cut: each two groups of clusters, each with itself."""
+        groups = len(self._cells.groups(_GROUP_ROWS))
+        return groups * (groups + 1) // 2
+
     def maybe_near(self, number: int = 0, count: int = 1) -> Iterator[Int64]:
-        """Pairs of rows [P, 2] of share `number` of `count`, in no order."""
+        """Pairs of rows [P, 2] of share `number` of `count`, in no order; after each part, none."""
         groups = self._cells.groups(_GROUP_ROWS)
-        tiles = itertools.combinations_with_replacement(groups, 2)
-        for ones, others in itertools.islice(tiles, number, None, count):
-            yield from self._between(ones, others)
+        parts = itertools.combinations_with_replacement(groups, 2)
+        for ones, others in itertools.islice(parts, number, None, count):
+            yield from filter(len, self._between(ones, others))
+            yield _NONE
 
     def _between(self, ones: range, others: range) -> Iterator[Int64]:
         """Of a group of clusters and the same or a later one."""
@@ -174,16 +181,17 @@ def _where(at_P: Int64, block_4B: Int64, edge_B: Int64) -> tuple[Int64, Int64]:
 
 
 def main() -> None:
-    """Send a share of the pairs, as int64, and then nothing; end where nobody takes them."""
+    """Send a share of the pairs, as int64, and after each part nothing.
+
+    Ends with 0 once all are sent, with 1 where nobody takes them.
+    """
     folder, pipe, number, count, min_cosine, reach = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one ends it
     taker = Connection(int(pipe), readable=False)
     borders = Borders(Cells(Path(folder)), float(min_cosine), float(reach))
     try:
         for pair_P2 in borders.maybe_near(int(number), int(count)):
-            if len(pair_P2):
-                taker.send_bytes(pair_P2.tobytes())
-        taker.send_bytes(b"")
+            taker.send_bytes(pair_P2.tobytes())
     except BrokenPipeError:
         os._exit(1)
 

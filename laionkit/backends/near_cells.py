@@ -155,7 +155,9 @@ class Cells:
 
     def edges(self, clusters: range) -> Int64:
         """Where the rows of each of some clusters begin among theirs, and the last one's end."""
-        edge_J: Int64 = self._edge_K[clusters.start : clusters.stop + 1] - self.start(clusters.start)
+        edge_J: Int64 = self._edge_K[clusters.start : clusters.stop + 1] - self.start(
+            clusters.start
+        )
         return edge_J
 
     def apart(self, one: int, others: range) -> Float32:

@@ -26,6 +26,7 @@ from laionkit.core.progress import (
     ShardDone,
     StageEnded,
     StageStarted,
+    Step,
 )
 from laionkit.core.progress import Progress as Watcher
 
@@ -154,6 +155,7 @@ class Bars:
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.tally: Tally | None = None
+        self.step = ""
 
     def emit(self, event: Event) -> None:
         """Move the bar, print a note, or begin and end a stage's bar."""
@@ -162,6 +164,8 @@ class Bars:
         elif isinstance(event, SamplesDone | ShardDone) and self.tally:
             self.tally.take(event)
             self._draw()
+        elif isinstance(event, Step):
+            self._draw_step(event)
         elif isinstance(event, Note):
             style = "yellow" if event.level >= logging.WARNING else "dim"
             self.console.print(
@@ -182,13 +186,13 @@ class Bars:
             TextColumn("{task.description:>10}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("shards"),
+            TextColumn("{task.fields[unit]}"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
         )
         self.task = self.progress.add_task(
-            event.stage, total=event.shards or None, completed=event.done, words=()
+            event.stage, total=event.shards or None, completed=event.done, words=(), unit="shards"
         )
         self.progress.start()
 
@@ -202,8 +206,23 @@ class Bars:
         words = tally.text(), tally.lost()
         self.progress.update(self.task, completed=round(completed, 2), words=words)
 
+    def _draw_step(self, event: Step) -> None:
+        if self.progress is None or self.task is None:
+            return
+        if self.step != event.step:  # another step has its own pace
+            self.step = event.step
+            self.progress.reset(self.task)
+        self.progress.update(
+            self.task,
+            completed=event.done,
+            total=event.total,
+            unit=event.unit,
+            words=(event.step,),
+        )
+
     def end(self) -> None:
         """Take the bar away."""
+        self.step = ""
         if self.progress is not None:
             self.progress.stop()
         self.progress = self.tally = self.task = None
@@ -215,6 +234,7 @@ class JsonLines:
     def __init__(self) -> None:
         """Write to stderr."""
         self.tally: Tally | None = None
+        self.step = ""
         self.said = 0.0
 
     def emit(self, event: Event) -> None:
@@ -227,6 +247,8 @@ class JsonLines:
             if time.monotonic() - self.said >= LINE_EVERY_S:
                 self.said = time.monotonic()
                 self._progress(event.stage, self.tally)
+        elif isinstance(event, Step):
+            self._say_step(event)
         elif isinstance(event, Note):
             level = logging.getLevelName(event.level).lower()
             self._say(event.stage, "note", level=level, text=event.text)
@@ -249,6 +271,12 @@ class JsonLines:
             "gpu": tally.gpu,
         }
         self._say(stage, "progress", **fields)
+
+    def _say_step(self, event: Step) -> None:
+        if self.step != event.step or time.monotonic() - self.said >= LINE_EVERY_S:
+            self.step, self.said = event.step, time.monotonic()
+            fields = {"step": event.step, "done": event.done, "total": event.total}
+            self._say(event.stage, "progress", **fields, unit=event.unit)
 
     def _say(self, stage: str, event: str, **fields: object) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -73,6 +73,17 @@ class ShardDone:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a stage that makes one thing is at; where it is known, how much of it is done."""
+
+    stage: str
+    step: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
 class Note:
     """A line the user should see (a warning when `level` is logging.WARNING)."""
 
@@ -91,7 +102,7 @@ class StageEnded:
     extra: Mapping[str, object] = field(default_factory=dict)
 
 
-Event = StageStarted | SamplesDone | ShardDone | Note | StageEnded
+Event = StageStarted | SamplesDone | ShardDone | Step | Note | StageEnded
 
 
 class Progress(Protocol):
@@ -112,3 +123,15 @@ class LogProgress:
             logger.info("%s: %s in %.1f s", event.stage, event.counts, event.seconds)
         else:
             logger.debug("%s", event)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Tells who watches a run what one of its stages is at."""
+
+    stage: str
+    watch: Progress = field(default_factory=LogProgress)
+
+    def at(self, step: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
+        """Tell the step, and how much of it is done."""
+        self.watch.emit(Step(self.stage, step, done, total, unit))

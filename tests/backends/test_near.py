@@ -78,9 +78,14 @@ def test_every_pair_of_brute_force_is_found_across_borders_too(monkeypatch, min_
 
 @pytest.mark.usefixtures("two_processes")
 def test_processes_find_the_same_and_the_usual_reach_misses_none_of_these():
-    emb_ND = vectors(3000, 32, 1)
-    found = pairs_of(near.near_pairs(lambda which: emb_ND[which], len(emb_ND), 0.9))
+    emb_ND, told = vectors(3000, 32, 1), []
+    found = pairs_of(
+        near.near_pairs(
+            lambda which: emb_ND[which], len(emb_ND), 0.9, tell=lambda *parts: told.append(parts)
+        )
+    )
     assert found == brute_force(emb_ND, 0.9)
+    assert told == [(done, told[0][1]) for done in range(1, told[0][1] + 1)]
 
 
 @pytest.mark.usefixtures("one_thread")

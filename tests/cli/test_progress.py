@@ -15,6 +15,7 @@ from laionkit.core.progress import (
     ShardDone,
     StageEnded,
     StageStarted,
+    Step,
 )
 from laionkit.core.runner import Runner
 from laionkit.stages.embed import EmbedConfig, embed
@@ -88,3 +89,32 @@ def test_a_log_gets_the_same_as_json(tmp_path, small_clip, capsys, monkeypatch):
     assert last["eta_s"] == 0
     assert last["per_s"] > 0
     assert last["gpu"] is None
+
+
+def test_steps_of_a_stage_that_makes_one_thing_each_have_a_bar_and_a_line(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    bars, lines = Bars(), JsonLines()
+    for event in (
+        StageStarted("subset/a", 1, 0),
+        Step("subset/a", "judging every sample"),
+        Step("subset/a", "dedup semantic", 7, 10, "parts"),
+        Step("subset/a", "writing", 0, 2000, "samples"),
+        Step("subset/a", "writing", 1000, 2000, "samples"),
+    ):
+        bars.emit(event)
+    assert bars.progress is not None
+    bars.progress.refresh()
+    bars.emit(StageEnded("subset/a", Counts(), 1.0))
+    bars.emit(Step("subset/a", "writing"))  # nothing to draw it on
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().err)
+    assert "1000/2000 samples" in shown
+    assert "  writing" in shown
+    for done in (0, 5, 10):
+        lines.emit(Step("subset/a", "dedup semantic", done, 10, "parts"))
+    lines.emit(Step("subset/a", "writing"))
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["step"], line["done"], line["total"]) for line in said] == [
+        ("dedup semantic", 0, 10),
+        ("writing", 0, None),
+    ]

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from laionkit.core.errors import ConfigError, InputError, StaleOutput
+from laionkit.core.progress import Step
+from laionkit.core.runner import Runner
 from laionkit.ops.vectors import unit_rows
 from laionkit.stages.subset import SubsetConfig, subset
 from tests import small_dataset
@@ -49,6 +51,17 @@ def dataset(tmp_path_factory) -> SmallDataset:
 def run(dataset: SmallDataset, name: str, **settings: object):
     settings = {"as_": "parquet", **settings}
     return subset(dataset.url, SubsetConfig.build({"name": name, **settings}, "subset"))
+
+
+class Watch:
+    """Keeps the steps."""
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def emit(self, event) -> None:
+        if isinstance(event, Step):
+            self.steps.append((event.step, event.done, event.total, event.unit))
 
 
 def kept(dataset: SmallDataset, name: str) -> list[str]:
@@ -196,3 +209,31 @@ def test_the_order_of_steps_is_stored(dataset):
         "top 20 by aesthetic_v2",
         "at most 3 per domain",
     ]
+
+
+def test_a_run_tells_what_it_is_at(dataset):
+    watch = Watch()
+    config = SubsetConfig(name="told", as_="shards", dedup=("perceptual", "semantic"))
+    subset(dataset.url, config, runner=Runner(progress=watch))
+    steps = list(dict.fromkeys(step for step, *_ in watch.steps))
+    assert steps == [
+        "judging every sample",
+        "finding the pictures",
+        "dedup perceptual",
+        "dedup semantic",
+        "ranking and balancing",
+        "writing",
+        "hashing and describing",
+    ]
+    assert ("dedup semantic", 1, 1, "parts") in watch.steps
+    rows = len(kept(dataset, "told"))
+    assert [step for step in watch.steps if step[0] == "writing"] == [
+        ("writing", 0, rows, "samples"),
+        ("writing", rows, rows, "samples"),
+    ]
+
+
+def test_exact_semantic_dedup_keeps_the_same_here(dataset):
+    run(dataset, "usual", dedup=("semantic",), dedup_cosine=0.98)
+    run(dataset, "proved", dedup=("semantic",), dedup_cosine=0.98, dedup_exact=True)
+    assert kept(dataset, "proved") == kept(dataset, "usual")

@@ -7,7 +7,7 @@ the verdicts), making.py writes and publishes; what_if.py counts instead of writ
 import time
 
 from laionkit.core.files import Folder
-from laionkit.core.progress import StageEnded, StageStarted
+from laionkit.core.progress import StageEnded, StageStarted, Steps
 from laionkit.core.records import ShardRecord, StageRecords
 from laionkit.core.runner import Runner, StageReport
 from laionkit.core.table import DatasetTable
@@ -45,7 +45,8 @@ def subset(dataset: str, config: SubsetConfig, *, runner: Runner = Runner()) -> 
 
         runner.progress.emit(StageStarted(records.stage, 1, 0))
         try:
-            record = make(table, config, plan, given, records)
+            progress = Steps(records.stage, runner.progress)
+            record = make(table, config, plan, given, records, progress)
         except BaseException:
             _forget_unfinished(records)
             raise

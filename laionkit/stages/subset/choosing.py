@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from laionkit.core.errors import ConfigError, InputError
+from laionkit.core.progress import Steps
 from laionkit.core.table import DatasetTable
 from laionkit.ops.presets import Preset
 from laionkit.stages.subset import steps
@@ -22,9 +23,10 @@ _ALIKE = {
 }
 
 
-def choose(table: DatasetTable, config: SubsetConfig, plan: Plan) -> Selection:
+def choose(table: DatasetTable, config: SubsetConfig, plan: Plan, progress: Steps) -> Selection:
     """Run every step. Raises InputError where nothing is left, with the funnel."""
-    selection = take_steps(table, config, plan, look=True)
+    selection = Selection(table, config.keep_nulls, progress=progress)
+    take_steps(selection, config, plan, look=True)
     pictures = config.as_ != "parquet"
     if not selection.counts().ok:
         raise InputError(
@@ -40,21 +42,26 @@ def choose(table: DatasetTable, config: SubsetConfig, plan: Plan) -> Selection:
     return selection
 
 
-def take_steps(table: DatasetTable, config: SubsetConfig, plan: Plan, *, look: bool) -> Selection:
+def take_steps(selection: Selection, config: SubsetConfig, plan: Plan, *, look: bool) -> None:
     """Run every step; without `look` leave out those that read tars."""
-    selection = Selection(table, config.keep_nulls)
-    pictures = config.as_ != "parquet"
+    at, pictures = selection.progress.at, config.as_ != "parquet"
+    at("judging every sample")
     selection.judge(plan.terms, needs_picture=pictures)
     steps.take_from_subsets(selection, config)
     if config.query.strip() or config.queries:
+        at("searching")
         steps.take_nearest(selection, config, plan.terms)
     if look and (pictures or "perceptual" in config.dedup):
-        locate(selection, table.folder)
+        at("finding the pictures")
+        locate(selection, selection.table.folder)
     if config.decontaminate:
+        at("decontaminate")
         decontaminate(selection, config)
     for kind in _ALIKE:
         if kind in config.dedup and (look or kind != "perceptual"):
+            at(f"dedup {kind}")
             _ALIKE[kind](selection, config)
+    at("ranking and balancing")
     for column, share in plan.tops:
         selection.keep_top(column, share=share)
     if config.top is not None or config.top_share is not None:
@@ -63,7 +70,6 @@ def take_steps(table: DatasetTable, config: SubsetConfig, plan: Plan, *, look: b
         cap_groups(selection, config)
     if config.balance:
         balance_captions(selection, config)
-    return selection
 
 
 def _check_stored_sides(selection: Selection, preset: Preset) -> None:

@@ -60,6 +60,8 @@ def write_kept(
     """
     done = Export()
     size = ROWS_PER_GROUP if config.as_ == "parquet" else config.samples_per_shard
+    total = selection.counts().ok
+    selection.progress.at("writing", 0, total, "samples")
     rows = ordered_rows(selection, config, size)
     with contextlib.ExitStack() as stack:
         readers: SimpleQueue[Pictures] = SimpleQueue()
@@ -85,6 +87,7 @@ def write_kept(
                 done.extensions.update(part.rows.column("image_ext").unique().to_pylist())
             done.rows += part.rows.num_rows
             done.lost += part.lost
+            selection.progress.at("writing", done.rows, total, "samples")
     done.files["kept"] = kept.written()
     if view:
         done.files["view"] = view.written()

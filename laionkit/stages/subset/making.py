@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from laionkit.core.errors import StageFailed, is_disk_full
 from laionkit.core.files import Folder, Written
-from laionkit.core.progress import Counts
+from laionkit.core.progress import Counts, Steps
 from laionkit.core.records import FileEntry, ShardRecord, StageRecords
 from laionkit.core.schemas import SUBSETS
 from laionkit.core.table import DatasetTable
@@ -30,13 +30,14 @@ def make(
     plan: Plan,
     given: Mapping[str, str],
     records: StageRecords,
+    progress: Steps,
 ) -> ShardRecord:
     """Make and publish what `plan` keeps; the record of it, committed.
 
     Raises StageFailed where the disk is full, InputError where nothing is left.
     """
     started = time.monotonic()
-    selection = choose(table, config, plan)
+    selection = choose(table, config, plan, progress)
     folder = records.dataset
     partial = f"{SUBSETS}/.{config.name}.partial"
     _remove_tree(folder, partial)
@@ -56,6 +57,7 @@ def make(
         _check_sum(table, counts, export, records)
         if export.sizes:
             export.files["sizes"] = target.write_json("sizes.json", export.sizes)
+        progress.at("hashing and describing")
         hashed = samples_hash(target)
         export.files["manifest"], root = write_manifest(
             target, folder, config, counts, hashed, given

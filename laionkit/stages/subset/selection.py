@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from laionkit.core.errors import ConfigError
-from laionkit.core.progress import Counts
+from laionkit.core.progress import Counts, Steps
 from laionkit.core.schemas import Status
 from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name, quote_text, value_sql
@@ -39,6 +39,7 @@ class Selection:
     steps: dict[str, list[int]] = field(default_factory=dict)
     # Samples by code where they were counted without a table of verdicts.
     counted: dict[int, int] | None = None
+    progress: Steps = field(default_factory=lambda: Steps("subset"))
 
     def judge(self, terms: Sequence[Term], *, needs_picture: bool) -> None:
         """Judge every sample by its status and then by `terms`, in one pass over the dataset."""

@@ -114,7 +114,10 @@ def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
     hashed = np.zeros(len(keys), bool)
     pictures = Pictures(table.folder)
     try:
+        seen = 0
         for batch in rows:
+            selection.progress.at("dedup perceptual", seen, len(keys), "pictures")
+            seen += batch.num_rows
             for place, shard, _, offset, size in zip(
                 *(column.to_pylist() for column in batch.columns), strict=True
             ):
@@ -139,7 +142,11 @@ def drop_semantic(selection: Selection, config: SubsetConfig) -> None:
         there = np.flatnonzero(vectors.there)
         reach = 1 if config.dedup_exact else REACH
         found = near_pairs(
-            lambda rows: vectors.read(there[rows]), len(there), config.dedup_cosine, reach
+            lambda rows: vectors.read(there[rows]),
+            len(there),
+            config.dedup_cosine,
+            reach,
+            tell=lambda done, parts: selection.progress.at("dedup semantic", done, parts, "parts"),
         )
         _drop_pairs(selection, "dedup semantic", keys, (there[pair_P2] for pair_P2 in found))
 

@@ -46,7 +46,8 @@ def dry_run(
     pictured = config.as_ != "parquet"
     found = count_thresholds(selection, plan.terms, needs_picture=pictured)
     if plan.needs_rows(config):
-        selection = take_steps(table, config, plan, look=False)
+        selection = Selection(table, config.keep_nulls)
+        take_steps(selection, config, plan, look=False)
     counts, funnel = selection.counts(), selection.funnel()
     size = estimated_bytes(selection, counts.ok) if pictured else 0
     return StageReport(
