@@ -209,9 +209,10 @@ class Bars:
     def _draw_step(self, event: Step) -> None:
         if self.progress is None or self.task is None:
             return
-        if self.step != event.step:  # another step has its own pace
+        if self.step != event.step:  # another step has its own end and pace
             self.step = event.step
-            self.progress.reset(self.task)
+            self.progress.remove_task(self.task)
+            self.task = self.progress.add_task(event.stage, total=event.total, unit="", words=())
         self.progress.update(
             self.task,
             completed=event.done,

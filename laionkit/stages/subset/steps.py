@@ -1,6 +1,9 @@
 """The steps that look at more than one row: duplicates, queries, lists of keys, other subsets."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,7 @@ from laionkit.core.table import DatasetTable
 from laionkit.ops.predicates import Term, quote_name
 from laionkit.stages.subset.config import SubsetConfig
 from laionkit.stages.subset.layout import kept_keys
-from laionkit.stages.subset.pictures import PLACE_COLUMNS, Pictures
+from laionkit.stages.subset.pictures import PLACE_COLUMNS, READ_AHEAD, Pictures
 from laionkit.stages.subset.selection import Selection
 from laionkit.stages.subset.vectors import gather
 
@@ -100,37 +103,51 @@ def drop_exact(selection: Selection, config: SubsetConfig) -> None:
 
 def drop_perceptual(selection: Selection, config: SubsetConfig) -> None:
     """Of pictures whose perceptual hashes are within `dedup_bits`, keep the best."""
-    from laionkit.ops.dedup import hash_pairs, perceptual_hash
-    from laionkit.ops.images import PictureError, decode
+    from laionkit.ops.dedup import hash_pairs
 
     keys = order_keys(selection, config)
-    table = selection.table
-    places = ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
-    rows = table.batches(
-        f"SELECT o.place, j.shard, {places} FROM ordered o JOIN places p ON p.key = o.key "
-        "JOIN judged j ON j.key = o.key ORDER BY j.shard, p.image_offset"
-    )
     hash_N = np.zeros(len(keys), np.uint64)
     hashed = np.zeros(len(keys), bool)
-    pictures = Pictures(table.folder)
-    try:
-        seen = 0
-        for batch in rows:
-            selection.progress.at("dedup perceptual", seen, len(keys), "pictures")
-            seen += batch.num_rows
-            for place, shard, _, offset, size in zip(
-                *(column.to_pylist() for column in batch.columns), strict=True
-            ):
-                try:
-                    rgb_HWC = decode(pictures.read(shard, offset, size)).rgb
-                except PictureError:
-                    continue
-                hash_N[place], hashed[place] = perceptual_hash(rgb_HWC), True
-    finally:
-        pictures.close()
+    for place, found in _perceptual_hashes(selection, len(keys)):
+        hash_N[place], hashed[place] = found, True
     there = np.flatnonzero(hashed)
     pairs = (there[pair_P2] for pair_P2 in hash_pairs(hash_N[there], config.dedup_bits))
     _drop_pairs(selection, "dedup perceptual", keys, pairs)
+
+
+def _perceptual_hashes(selection: Selection, count: int) -> Iterator[tuple[int, int]]:
+    """The place in `ordered` and the hash of each picture that can be decoded, on all cores."""
+    from laionkit.ops.dedup import SHRUNK_PX, perceptual_hash
+    from laionkit.ops.images import PictureError, decode
+
+    places = ", ".join(f"p.{name}" for name in PLACE_COLUMNS)
+    rows = selection.table.batches(
+        f"SELECT o.place, j.shard, {places} FROM ordered o JOIN places p ON p.key = o.key "
+        "JOIN judged j ON j.key = o.key ORDER BY j.shard, p.image_offset"
+    )
+
+    def look(data: bytes) -> int | None:
+        try:
+            picture = decode(data, shrink_to=lambda size: (SHRUNK_PX, SHRUNK_PX))
+        except PictureError:
+            return None
+        return perceptual_hash(picture.rgb)
+
+    seen = 0
+    with (
+        closing(Pictures(selection.table.folder)) as pictures,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        for batch in rows:
+            for start in range(0, len(batch), READ_AHEAD):
+                selection.progress.at("dedup perceptual", seen, count, "pictures")
+                part = (column.to_pylist() for column in batch.slice(start, READ_AHEAD).columns)
+                places, shards, _, offsets, sizes = part
+                images = pictures.read_all(list(zip(shards, offsets, sizes, strict=True)))
+                for place, found in zip(places, pool.map(look, images), strict=True):
+                    if found is not None:
+                        yield place, found
+                seen += len(images)
 
 
 def drop_semantic(selection: Selection, config: SubsetConfig) -> None:
