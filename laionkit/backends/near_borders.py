@@ -30,7 +30,9 @@ _GROUP_ROWS, _DISTANCES = 32_768, 1 << 20
 _STEP, _SIDE = 64, 512
 # Cosines that are looked through at a time: they stay in the processor's cache.
 _COSINES = _SIDE * _SIDE
-_ROUNDING = 1e-5
+# What rounding may take off a cosine of sketches: what is left of a vector is a difference of
+# squares in fp32.
+_ROUNDING = 1e-4
 # Into how many levels leans to a border are sorted; 16 bits tell them and the border.
 _LEVELS = (1 << 16) // GROUP
 _NONE = np.empty((0, 2), np.int64)
